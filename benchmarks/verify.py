@@ -1,0 +1,148 @@
+"""What the verification finds, what it takes, and what it wrongly accuses.
+
+    python benchmarks/verify.py rates [--seeds N]      faults found and correct folds accused, check by check
+    python benchmarks/verify.py time MODEL [CANDIDATE]  where the time goes, with defaults and with --quick
+    python benchmarks/verify.py oracle MODEL            float64 seconds and peak memory against the live tensors'
+    python benchmarks/verify.py seeds [--seeds N]       verdict and worst ratio over seeds
+
+CPU seconds are reported, which a busy machine does not change. MODEL is a path, or the name of one of onnx's
+light models, filled with seeded weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import bnfold
+from bnfold import feeds
+from bnfold.io import load
+from bnfold.verify import verify
+from bnfold.verify.bisection import bisect
+from bnfold.verify.reference import Evaluator
+from tests import light, nets
+
+
+def same(a: onnx.ModelProto, b: onnx.ModelProto) -> bool:
+    return a.graph.initializer == b.graph.initializer
+
+
+def rates(seeds: int) -> None:
+    """Inject every fault into every small net, in another layer for each seed."""
+    found: Counter[str] = Counter()
+    injected = alarms = clean = named = accused = 0
+    for make in nets.NETS.values():
+        for seed in range(seeds):
+            original = make(seed, 10.0 ** (3 * (seed % 3 - 1)))
+            norms = [n.output[0] for n in original.graph.node if n.op_type == "BatchNormalization"]
+            for dtype in (np.float64, np.float32):
+                good = nets.fold(original, dtype=dtype)
+                clean += 1
+                alarms += verify(original, good, seed=seed, keep_going=True).exit_code == 1
+                accused += bool(bisect(original, good, seed=seed, method="local").layers)
+            right = nets.fold(original)
+            for fault in nets.FAULTS:
+                faulty = nets.fold(original, fault=fault, where=seed, seed=seed)
+                if same(faulty, right):
+                    continue
+                injected += 1
+                verdict = verify(original, faulty, seed=seed, keep_going=True)
+                seen = {
+                    "V1": any(r.startswith("certificate:") for r in verdict.reasons),
+                    "V2": any(layer["status"] == "mismatch" for layer in verdict.layers),
+                    "V3": any(cell.status == "mismatch" for cell in verdict.cells),
+                }
+                found.update([name for name, hit in seen.items() if hit])
+                found["any"] += verdict.exit_code == 1
+                names = [layer["output"] for layer in verdict.layers if layer["status"] == "mismatch"]
+                named += names == [norms[seed % len(norms)]]
+    print(f"correct folds {clean}, accused {alarms}, layers of them accused {accused}")
+    shares = (f"{name} {found[name] / injected:.1%}" for name in ("V1", "V2", "V3", "any"))
+    print(f"faults {injected}: {', '.join(shares)}")
+    print(f"V2 names the right layer and no other: {named / injected:.1%}")
+
+
+def timed(reference: str, candidate: str | None) -> None:
+    original = model(reference)
+    other: Any = candidate or bnfold.optimize(original, verify=False).model
+    for quick in (False, True):
+        start, cpu = time.perf_counter(), time.process_time()
+        verdict = verify(original, other, quick=quick)
+        took, wall = time.process_time() - cpu, time.perf_counter() - start
+        print(f"{'quick' if quick else 'defaults'}: {verdict.status}, {took:.1f} s CPU, {wall:.1f} s")
+        print("  " + ", ".join(f"{step} {value:.1f}" for step, value in verdict.seconds.items()))
+    print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+
+
+def oracle(reference: str) -> None:
+    """The float64 evaluation of one sample, and the peak of its arrays against what must be alive at once."""
+    import tracemalloc
+
+    loaded = load(model(reference))
+    evaluator = Evaluator(loaded)
+    sample = feeds.generated(loaded, samples=1)[0]
+    evaluator.run(sample.feeds)
+    cpu = time.process_time()
+    evaluator.run(sample.feeds)
+    print(f"{time.process_time() - cpu:.2f} s CPU for a sample")
+    sizes: dict[Any, int] = {}
+    last = {v: node for node in evaluator.model.graph for v in node.inputs if v is not None}
+    live = [0, 0]
+
+    def observe(node: Any, inputs: Any, results: Any) -> None:
+        for value, array in zip(node.outputs, results, strict=False):
+            sizes[value] = array.nbytes
+            live[0] += array.nbytes
+        live[1] = max(live[1], live[0])
+        live[0] -= sum(sizes.pop(v, 0) for v in set(node.inputs) if v is not None and last[v] is node)
+
+    evaluator.run(sample.feeds, observe)
+    tracemalloc.start()
+    evaluator.run(sample.feeds)
+    peak = tracemalloc.get_traced_memory()[1]
+    print(f"peak {peak / 1e6:.1f} MB, live tensors {live[1] / 1e6:.1f} MB: {peak / live[1]:.2f} times")
+
+
+def spread(seeds: int) -> None:
+    for net, make in nets.NETS.items():
+        original = make(0, 1.0)
+        verdicts = [verify(original, nets.fold(original, dtype=np.float32), seed=seed) for seed in range(seeds)]
+        wrong = nets.fold(original, fault="epsilon outside the root", where=1)
+        codes = {verify(original, wrong, seed=seed, keep_going=True).exit_code for seed in range(seeds)}
+        ratios = [v.ratio for v in verdicts]
+        counts = dict(Counter(v.status for v in verdicts))
+        print(f"{net}: {counts}, worst ratio {min(ratios):.2f}–{max(ratios):.2f}; with a fault exit {codes}")
+
+
+def model(text: str) -> Any:
+    return light.filled(text) if text in light.names() else text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("rates", "time", "oracle", "seeds"))
+    parser.add_argument("models", nargs="*")
+    parser.add_argument("--seeds", type=int, default=6)
+    given = parser.parse_args()
+    if given.what == "rates":
+        rates(given.seeds)
+    elif given.what == "seeds":
+        spread(given.seeds)
+    elif given.what == "oracle":
+        oracle(given.models[0])
+    else:
+        timed(given.models[0], given.models[1] if len(given.models) > 1 else None)
+
+
+if __name__ == "__main__":
+    main()

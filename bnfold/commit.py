@@ -1,0 +1,220 @@
+"""Committing: apply a plan to the graph, so that no name comes to mean another value.
+
+A value keeps its name iff its meaning is unchanged. On a hoist the source's name goes to the value that now equals
+its output; on a sink it disappears. Every re-scaled value gets a fresh name, and edits make new initializers, so
+that a shared weight keeps serving its other readers.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from bnfold.affine import Array
+from bnfold.derived import Derived
+from bnfold.graph import dtype, home, label, lists_initializers, note
+from bnfold.numbering import Numbering
+from bnfold.walk import Emission, Plan
+
+
+@dataclass
+class Names:
+    """Every name of a model, to find fresh ones."""
+
+    taken: set[str] = field(default_factory=set)
+
+    @staticmethod
+    def of(model: ir.Model) -> Names:
+        names = Names()
+        for graph in (*model.graphs(), *(function.graph for function in model.functions.values())):
+            names.taken.update(value.name or "" for value in (*graph.inputs, *graph.initializers.values()))
+            for node in graph:
+                names.taken.add(node.name or "")
+                names.taken.update(value.name or "" for value in node.outputs)
+        return names
+
+    def fresh(self, base: str) -> str:
+        """Return `base`, or `base_1`, `base_2` …: the first that nothing bears."""
+        name, count = base, 0
+        while name in self.taken:
+            count += 1
+            name = f"{base}_{count}"
+        self.taken.add(name)
+        return name
+
+
+    def folded(self, base: str | None) -> str:
+        """Return a fresh name for what comes to stand in another's place, however often that happens."""
+        return self.fresh(re.sub(r"_folded(_\d+)?$", "", base or "") + "_folded")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One new initializer or attribute that a commit made, for the fold map."""
+
+    node: str
+    slot: int | str
+    old: str
+    new: str | float
+    formula: str
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What a commit changed: constants, nodes left to compute the rest, and nodes whose surroundings changed."""
+
+    changes: tuple[Change, ...]
+    emitted: tuple[ir.Node, ...]
+    touched: frozenset[ir.Node]
+
+
+def commit(plan: Plan, names: Names, order: Numbering) -> Committed:
+    """Apply `plan` to the graph of its source, giving every new node its place in `order`."""
+    touched = {node for value in plan.rescaled for node in _around(value)} | set(plan.route) | {plan.source}
+    touched |= {user for node, _ in plan.removed for user in _around(node.outputs[0])}
+    changes = _edit(plan, names)
+    labels = {value: value.name or "" for value in plan.rescaled}
+    sources = (plan.source, *plan.together)
+    finals = {source.outputs[0].name for source in sources}
+    for value in plan.rescaled:
+        if value.name not in finals:
+            value.name = names.folded(value.name)
+    emitted: list[ir.Node] = []
+    for emission in plan.emitted:
+        touched |= set(_around(emission.value))
+        emitted += _emit(emission, plan, labels, names, order)
+    # Producers first, so that the value that feeds the source is the final one when it takes the source's name.
+    for node, slot in reversed(plan.removed) if plan.judgement == "hoist" else plan.removed:
+        touched |= set(_around(node.inputs[slot]))
+        _bypass(node, slot, names, order, keeps_name=plan.judgement == "hoist" and node in sources)
+    return Committed(tuple(changes), tuple(emitted), frozenset(touched - {n for n, _ in plan.removed}) | set(emitted))
+
+
+def _around(value: ir.Value | None) -> list[ir.Node]:
+    if value is None:
+        return []
+    producer = value.producer()
+    return [use.node for use in value.uses()] + ([producer] if producer is not None else [])
+
+
+def _edit(plan: Plan, names: Names) -> list[Change]:
+    changes = []
+    for edit in plan.edits:
+        node, slot, value = edit.node, edit.slot, edit.value
+        if isinstance(slot, str):
+            assert isinstance(value, (int, float))
+            old = str(node.attributes[slot].value) if slot in node.attributes else ""
+            changes.append(Change(label(node), slot, old, value, edit.formula))
+            node.attributes[slot] = ir.AttrInt64(slot, value) if isinstance(value, int) else ir.AttrFloat32(slot, value)
+            continue
+        assert not isinstance(value, (int, float))
+        before = node.inputs[slot] if slot < len(node.inputs) else None
+        old = "" if before is None else before.name or ""
+        new = constant(value, names.folded(old or node.outputs[0].name), node.graph)
+        if slot >= len(node.inputs):
+            node.resize_inputs(slot + 1)
+        node.replace_input_with(slot, new)
+        changes.append(Change(label(node), slot, old, new.name or "", edit.formula))
+    return changes
+
+
+def constant(tensor: ir.TensorProtocol, name: str, graph: ir.Graph | ir.Function | None) -> ir.Value:
+    """Register a new initializer in a graph."""
+    assert isinstance(graph, ir.Graph)
+    graph = home(graph)
+    tensor.name = name
+    assert isinstance(tensor.shape, ir.Shape)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    if lists_initializers(graph):
+        graph.inputs.append(value)
+    return value
+
+
+def _emit(emission: Emission, plan: Plan, labels: dict[ir.Value, str], names: Names, order: Numbering) -> list[ir.Node]:
+    """Compute what remains of an affine on a value, as Mul and Add, for the uses that want it."""
+    graph = plan.source.graph
+    assert isinstance(graph, ir.Graph)
+    kind = dtype(emission.value) or dtype(plan.source.outputs[0])
+    assert kind is not None
+    current, nodes = emission.value, []
+    stem = emission.value.name or "value"
+    parts: list[tuple[str, Array, bool]] = [
+        ("Mul", emission.affine.scale, emission.affine.scales),
+        ("Add", emission.affine.shift, emission.affine.shifts),
+    ]
+    for op_type, coefficients, needed in parts:
+        if not needed:
+            continue
+        held = Derived(_trimmed(coefficients), kind)
+        operand = constant(held, names.fresh(f"{stem}_{'scale' if op_type == 'Mul' else 'shift'}"), graph)
+        node = ir.Node("", op_type, [current, operand], name=names.fresh(f"{stem}_{op_type}"))
+        node.outputs[0].name = names.fresh(f"{stem}_{op_type.lower()}")
+        note(node.outputs[0], emission.value)
+        _place(node, current, graph, order)
+        nodes.append(node)
+        current = node.outputs[0]
+    for user, slot in emission.uses:
+        user.replace_input_with(slot, current)
+    if emission.whole:
+        old = labels.get(emission.value, emission.value.name or "")
+        if emission.value.name == old:
+            emission.value.name = names.folded(old)
+        current.name = old
+    if emission.output:
+        _stand_in(graph, emission.value, current)
+    return nodes
+
+
+def _trimmed(array: Array) -> Array:
+    """Drop leading axes of size 1, which broadcasting puts back."""
+    leading = next((axis for axis, size in enumerate(array.shape) if size != 1), array.ndim)
+    return array.reshape(array.shape[leading:])
+
+
+def _place(node: ir.Node, after: ir.Value, graph: ir.Graph, order: Numbering) -> None:
+    """Put a node right behind the producer of its operand, or first in the graph."""
+    producer = after.producer()
+    if producer is not None and producer.graph is graph:
+        graph.insert_after(producer, node)
+        order.behind(node, producer)
+    else:
+        first = next(iter(graph), None)
+        if first is None:
+            graph.append(node)
+        else:
+            graph.insert_before(first, node)
+        order.behind(node, None)
+
+
+def _bypass(node: ir.Node, slot: int, names: Names, order: Numbering, keeps_name: bool) -> None:
+    """Remove a source: its readers see its operand."""
+    graph, out, operand = node.graph, node.outputs[0], node.inputs[slot]
+    assert isinstance(graph, ir.Graph) and operand is not None
+    label = out.name or ""
+    fixed = operand.is_graph_input() or operand.is_graph_output() or operand.producer() is None
+    if out.is_graph_output() and (fixed or not keeps_name):
+        copy = ir.Node("", "Identity", [operand], name=names.fresh(f"{label}_Identity"))
+        _place(copy, operand, graph, order)
+        note(copy.outputs[0], out)
+        operand, fixed = copy.outputs[0], False
+        keeps_name = True
+    out.name = names.fresh(f"{label}_removed")
+    if keeps_name and not fixed:
+        operand.name = label
+    if out.is_graph_output():
+        _stand_in(graph, out, operand)
+    for use in out.uses():
+        use.node.replace_input_with(use.idx, operand)
+    graph.remove(node, safe=True)
+
+
+def _stand_in(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let `new` be the graph output that `old` was, with its declared type and shape."""
+    note(new, old)
+    new.doc_string = old.doc_string
+    for index, value in enumerate(graph.outputs):
+        if value is old:
+            graph.outputs[index] = new

@@ -1,0 +1,281 @@
+"""What the rules ask of a graph: constants, attributes, uses and static shapes.
+
+Shapes that inference adds stay beside the model, in `Value.meta`, so that analysing a model never changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from bnfold.affine import Affine, Array
+from bnfold.constants import EVALUATE, attr, evaluated
+from bnfold.derived import Derived, foldable_dtype, values
+from bnfold.skeleton import inferred
+
+CONSTANT_BYTES = 64 << 20
+STANDARD = ("", "ai.onnx")  # the names of one domain; in another, the same operator name may mean anything
+_SHAPE, _OPSET, _DTYPE, _CONSTANT = "bnfold.shape", "bnfold.opset", "bnfold.dtype", "bnfold.constant"
+_HOME, ASSUMED_SHAPE = "bnfold.home", "bnfold.assumed"
+
+Shape = tuple[int | str | None, ...]
+
+
+def annotate(model: ir.Model) -> None:
+    """Note beside the model the shapes and types that ONNX shape inference finds, and each graph's opset."""
+    for graph in model.graphs():
+        # Before IR version 4 an initializer is an input of its graph as well, of which the body of an If has none.
+        graph.meta[_HOME] = model.graph if model.ir_version < 4 else None
+        graph.meta[_OPSET] = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
+    annotate_graph(model.graph, inferred(model))
+    from bnfold.shapes import refine  # which asks this module about values
+
+    refine(model.graph)
+
+
+def annotate_graph(graph: ir.Graph, proto: onnx.GraphProto, key: str = _SHAPE) -> None:
+    """Note beside a graph's values, and its bodies', the types of one with shapes inferred; the shapes under `key`."""
+    found = {info.name: info.type.tensor_type for info in (*proto.value_info, *proto.output)}
+    for node, twin in zip(graph, proto.node, strict=True):
+        for value in node.outputs:
+            kind = found.get(value.name or "")
+            if kind is not None and kind.elem_type:
+                value.meta[_DTYPE] = ir.DataType(kind.elem_type)
+                if kind.HasField("shape"):
+                    value.meta[key] = tuple(
+                        size(dim.dim_value if dim.HasField("dim_value") else ir.SymbolicDim(dim.dim_param or None))
+                        for dim in kind.shape.dim
+                    )
+        protos = [attribute for attribute in twin.attribute if attribute.HasField("g") or attribute.graphs]
+        inner = [
+            body for attribute in protos for body in ((attribute.g,) if attribute.HasField("g") else attribute.graphs)
+        ]
+        for body, body_proto in zip(bodies(node), inner, strict=True):
+            annotate_graph(body, body_proto, key)
+
+
+def noted(value: ir.Value, known: Shape) -> None:
+    """Note a shape beside a value; where its stored shape has a size or a name, that remains."""
+    value.meta[_SHAPE] = known
+
+
+def note(value: ir.Value, like: ir.Value, sizes: Mapping[int, int] | None = None) -> None:
+    """Give a new value the stored and the noted shape and type of an existing one; `sizes` replaces some axes'."""
+
+    def resized(known: Any) -> Any:
+        return None if known is None else tuple((sizes or {}).get(axis, size) for axis, size in enumerate(known))
+
+    kept = not sizes or like.shape is None
+    value.type, value.shape = like.type, like.shape if kept else ir.Shape(resized(like.shape))
+    value.meta[_DTYPE] = like.meta.get(_DTYPE)
+    value.meta.update({key: resized(like.meta.get(key)) for key in (_SHAPE, ASSUMED_SHAPE)})
+
+
+def dtype(value: ir.Value) -> ir.DataType | None:
+    """Return the element type, stored or inferred."""
+    return value.dtype or value.meta.get(_DTYPE)
+
+
+def shape(value: ir.Value | None) -> Shape | None:
+    """Return the shape as sizes, symbol names and None for what is unknown; None if even the rank is."""
+    if value is None:
+        return None
+    stored: ir.Shape | None = value.shape
+    inferred: Shape | None = value.meta.get(_SHAPE)
+    if stored is None:
+        return inferred
+    if inferred is None or len(inferred) != len(stored):
+        return tuple(size(dim) for dim in stored)
+    return tuple(b if isinstance(b, int) else size(a) or b for a, b in zip(stored, inferred, strict=True))
+
+
+def size(dim: int | ir.SymbolicDimProtocol) -> int | str | None:
+    """Return the size or the symbol; older exporters wrote -1 where any size is meant, which ONNX Runtime accepts."""
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return dim.value
+
+
+def label(node: ir.Node) -> str:
+    """Return what reports call a node: its name, or that of its first output."""
+    return node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
+
+
+def is_floating(value: ir.Value) -> bool:
+    """Whether the value is of a type that can carry an affine."""
+    return foldable_dtype(dtype(value))
+
+
+def tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """Return the tensor that the value always holds, or None if it may change from run to run.
+
+    Initializers that are also graph inputs may be overridden by the caller, so they are no constants.
+    """
+    if value is None:
+        return None
+    if value.is_initializer():
+        return None if overridable(value) else value.const_value
+    producer = value.producer()
+    if producer is None or producer.domain not in STANDARD:
+        return None
+    if producer.op_type == "Constant":
+        return _constant_attribute(producer)
+    if producer.op_type == "CastLike":
+        return _cast_like(producer)
+    if producer.op_type in EVALUATE:
+        return _evaluated(value, producer)
+    return None
+
+
+def const(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """Return the value's constant array: float64, exact, where it is floating; else as stored."""
+    held = tensor(value)
+    if held is None:
+        return None
+    return values(held) if foldable_dtype(held.dtype) else held.numpy()
+
+
+def overridable(value: ir.Value | None) -> bool:
+    """Whether the value is an initializer that the caller may override as a graph input.
+
+    Before IR version 4 every initializer had to be listed among the inputs, and none could be overridden.
+    """
+    return (
+        value is not None and value.is_initializer() and value.is_graph_input() and not lists_initializers(value.graph)
+    )
+
+
+def lists_initializers(graph: ir.Graph | ir.Function | None) -> bool:
+    """Whether the graph is of an IR version that lists every initializer among its inputs."""
+    return graph is not None and graph.meta.get(_HOME) is graph
+
+
+def home(graph: ir.Graph) -> ir.Graph:
+    """Return the graph that holds new initializers for nodes of `graph`: itself, or the main graph around it."""
+    found: ir.Graph | None = graph.meta.get(_HOME)
+    return found or graph
+
+
+def _constant_attribute(node: ir.Node) -> ir.TensorProtocol | None:
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref():
+            return None
+        if name == "value":
+            return attribute.as_tensor()
+        if name in ("value_float", "value_floats"):
+            return ir.tensor(np.asarray(attribute.value, dtype=np.float32))
+        if name in ("value_int", "value_ints"):
+            return ir.tensor(np.asarray(attribute.value, dtype=np.int64))
+    return None
+
+
+def _cast_like(node: ir.Node) -> ir.TensorProtocol | None:
+    """Evaluate a constant that takes the type of another value, which need not be constant."""
+    held, like = tensor(node.inputs[0]), node.inputs[1]
+    kind = None if like is None else dtype(like)
+    if held is None or kind is None or held.nbytes > CONSTANT_BYTES:
+        return None
+    return ir.tensor(held.numpy().astype(kind.numpy()), dtype=kind)
+
+
+def _evaluated(value: ir.Value, node: ir.Node) -> ir.TensorProtocol | None:
+    """Evaluate constant arithmetic as the runtime would, remembering the result beside the value."""
+    if _CONSTANT in value.meta:
+        known: ir.TensorProtocol | None = value.meta[_CONSTANT]
+        return known
+    held = [None if operand is None else tensor(operand) for operand in node.inputs]
+    result = None
+    if all(x is None if operand is None else x is not None and x.nbytes <= CONSTANT_BYTES
+           for x, operand in zip(held, node.inputs, strict=True)):  # fmt: skip
+        array = evaluated(node, [None if x is None else x.numpy() for x in held], value.index() or 0, CONSTANT_BYTES)
+        result = None if array is None else ir.tensor(array)
+    value.meta[_CONSTANT] = result
+    return result
+
+
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs that the node's attributes hold: branches and loop bodies."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """A node as a rule sees it."""
+
+    node: ir.Node
+
+    @property
+    def type(self) -> str:
+        return self.node.op_type
+
+    @property
+    def opset(self) -> int:
+        graph = self.node.graph
+        return 1 if graph is None else int(graph.meta.get(_OPSET, 1))
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        return attr(self.node, name, default)
+
+    def input(self, slot: int) -> ir.Value | None:
+        return self.node.inputs[slot] if slot < len(self.node.inputs) else None
+
+    def output(self, index: int = 0) -> ir.Value:
+        return self.node.outputs[index]
+
+    def has(self, slot: int) -> bool:
+        return self.input(slot) is not None
+
+    def const(self, slot: int) -> npt.NDArray[Any] | None:
+        return const(self.input(slot))
+
+    def tensor(self, slot: int) -> ir.TensorProtocol | None:
+        return tensor(self.input(slot))
+
+    def shape(self, slot: int) -> Shape | None:
+        return shape(self.input(slot))
+
+    def rank(self, slot: int) -> int | None:
+        known = self.shape(slot)
+        return None if known is None else len(known)
+
+    def out_shape(self, index: int = 0) -> Shape | None:
+        return shape(self.output(index))
+
+    def ints(self, slot: int, name: str) -> list[int] | None:
+        """Return integers that newer opsets take as an input and older ones as an attribute."""
+        if self.has(slot):
+            held = self.const(slot)
+            return None if held is None else [int(n) for n in held.reshape(-1)]
+        found = self.attr(name)
+        return None if found is None else [int(n) for n in found]
+
+    def used(self, index: int) -> bool:
+        """Whether anything reads this output."""
+        if index >= len(self.node.outputs):
+            return False
+        value = self.node.outputs[index]
+        return bool(value.uses()) or value.is_graph_output()
+
+
+def derive(value: ir.Value | None, step: Affine, zeros: tuple[tuple[int, ...], ir.DataType]) -> Derived:
+    """Return the constant in `value` after one more affine; where there is no value, start from `zeros`."""
+    held = tensor(value)
+    if isinstance(held, Derived):
+        return held.then(step)
+    if held is not None:
+        return Derived(held, held.dtype, (step,))
+    shape, kind = zeros
+    blank: Array = np.zeros(shape)
+    return Derived(blank, kind, (step,))

@@ -1,0 +1,268 @@
+"""Linear layers between the graph and the algebra of kernels: read one as a kernel, write a kernel as one.
+
+A layer's form is read from shapes and attributes; its weights are read only when a merge is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.affine import IDENTITY, Array
+from bnfold.commit import Names, constant
+from bnfold.constants import FAULTS
+from bnfold.derived import Derived, foldable_dtype
+from bnfold.graph import Op, dtype, label, note
+from bnfold.merging.kernels import Form, Ints, Kernel
+from bnfold.rules import rule_for
+from bnfold.rules.base import Step
+
+# The window of an average pool is written out to merge it; no useful one is larger.
+POOLED = 1 << 12
+
+Reader = Callable[[Op], Form | None]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node that is a linear layer of one value `x`, or of a copy of it."""
+
+    node: ir.Node
+    x: ir.Value
+    form: Form
+    dtype: ir.DataType
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one value."""
+        return self.dtype.bitwidth // 8
+
+    @property
+    def axis(self) -> int:
+        """The axis of the channels, of input and output."""
+        return -1 if self.kind == "product" else 1
+
+    @property
+    def kind(self) -> Literal["convolution", "product"]:
+        return "product" if self.node.op_type in PRODUCTS else "convolution"
+
+    def kernel(self) -> Kernel:
+        """Read the weights."""
+        op, form = Op(self.node), self.form
+        if op.type == "AveragePool":
+            return Kernel(form, np.full((form.outs, 1, *form.taps), 1.0 / math.prod(form.taps)), np.zeros(form.outs))
+        held, gemm = op.const(1), op.type == "Gemm"
+        assert held is not None
+        weight: Array = held
+        bias, added = np.zeros(form.outs), op.const(2)
+        if added is not None:
+            bias += added.reshape(-1) * (float(op.attr("beta", 1.0)) if gemm else 1.0)
+        if op.type == "ConvTranspose":
+            split = weight.reshape(form.groups, -1, *weight.shape[1:])
+            weight = np.swapaxes(split, 1, 2).reshape(form.outs, -1, *form.taps)
+        elif op.type == "MatMul" or (gemm and not op.attr("transB", 0)):
+            weight = weight.T
+        alpha = float(op.attr("alpha", 1.0)) if gemm else 1.0
+        return Kernel(form, weight if alpha == 1.0 else weight * alpha, bias)
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
+def read(value: ir.Value) -> Layer | None:
+    """Return the layer that computes a value, or None where it is none with constant weights."""
+    node, kind = value.producer(), dtype(value)
+    if node is None or node.op_type not in _FORMS or node.domain not in ("", "ai.onnx"):
+        return None
+    x = node.inputs[0] if node.inputs else None
+    if x is None or kind is None or not foldable_dtype(kind):
+        return None
+    while (producer := x.producer()) is not None and copies(producer):
+        x = producer.inputs[0]
+        assert x is not None
+    try:
+        op = Op(node)
+        form, bias = _FORMS[node.op_type](op), op.tensor(2)
+    except FAULTS:
+        return None  # an invalid operator is left for the runtime to refuse
+    if form is None or (bias is not None and bias.size not in (1, form.outs)):
+        return None
+    return Layer(node, x, form, kind)
+
+
+def copies(node: ir.Node) -> bool:
+    """Whether the node hands its first operand on: Identity, and Dropout in inference mode."""
+    rule = rule_for(node.domain, node.op_type) if node.op_type in ("Identity", "Dropout") else None
+    return rule is not None and rule.sink is not None and isinstance(rule.sink(Op(node), {0: IDENTITY}), Step)
+
+
+def _geometry(op: Op, taps: Ints) -> tuple[Ints, Ints, Ints, Ints] | None:
+    """Return strides, dilations, first taps and slacks, or None where padding depends on the input's size."""
+    rank = len(taps)
+    strides = tuple(op.attr("strides") or (1,) * rank)
+    dilations = tuple(op.attr("dilations") or (1,) * rank)
+    spans = [d * (k - 1) for d, k in zip(dilations, taps, strict=True)]
+    mode = str(op.attr("auto_pad", "NOTSET"))
+    pads = list(op.attr("pads") or (0,) * (2 * rank))
+    if mode.startswith("SAME"):
+        known = (op.shape(0) or ())[2:]
+        totals = [_same(n, s, span) for n, s, span in zip(known, strides, spans, strict=False)]
+        if len(totals) != rank or None in totals:
+            return None
+        small = [total // 2 for total in totals if total is not None]
+        large = [total - half for total, half in zip(totals, small, strict=True) if total is not None]
+        pads = small + large if mode == "SAME_UPPER" else large + small
+    elif mode == "VALID":
+        pads = [0] * (2 * rank)
+    if min(pads, default=0) < 0:
+        return None
+    first = tuple(-pad for pad in pads[:rank])
+    slack = tuple(pads[a] + pads[a + rank] - spans[a] for a in range(rank))
+    return strides, dilations, first, slack
+
+
+def _same(size: int | str | None, stride: int, span: int) -> int | None:
+    """Return the padding that makes ⌈size / stride⌉ windows, or None where it depends on a size that is not known."""
+    if stride == 1:
+        return span
+    return max(0, (-(-size // stride) - 1) * stride + span + 1 - size) if isinstance(size, int) else None
+
+
+def _constant_dims(op: Op) -> Ints | None:
+    """Return the dimensions of a constant weight, if the bias is constant too or there is none."""
+    held = op.tensor(1)
+    if held is None or (op.has(2) and op.tensor(2) is None):
+        return None
+    return tuple(int(size) for size in held.shape.numpy())
+
+
+def _conv(op: Op) -> Form | None:
+    dims = _constant_dims(op)
+    geometry = None if dims is None else _geometry(op, dims[2:])
+    if dims is None or geometry is None:
+        return None
+    groups = int(op.attr("group", 1))
+    return Form(dims[0], dims[1] * groups, groups, dims[2:], *geometry)
+
+
+def _conv_transpose(op: Op) -> Form | None:
+    dims = _constant_dims(op)
+    automatic = str(op.attr("auto_pad", "NOTSET")) != "NOTSET" or op.attr("output_shape") is not None
+    geometry = None if dims is None or automatic else _geometry(op, dims[2:])
+    if dims is None or geometry is None:
+        return None
+    strides, dilations, first, slack = geometry
+    more = op.attr("output_padding") or (0,) * len(slack)
+    groups = int(op.attr("group", 1))
+    slack = tuple(size - extra for size, extra in zip(slack, more, strict=True))
+    return Form(dims[1] * groups, dims[0], groups, dims[2:], strides, dilations, first, slack, transposed=True)
+
+
+def _pool(op: Op) -> Form | None:
+    """An average over windows that all hold the same number of values is a depthwise convolution."""
+    known = op.shape(0)
+    taps = tuple(op.attr("kernel_shape") or ())
+    if math.prod(taps) > POOLED:
+        return None
+    geometry = _geometry(op, taps)
+    if known is None or len(known) != len(taps) + 2 or not isinstance(known[1], int) or geometry is None:
+        return None
+    form = Form(known[1], known[1], known[1], taps, *geometry)
+    counted = op.attr("count_include_pad", 0) or not form.padded
+    # Rounded up, the last window may reach beyond the padding.
+    sizes = zip(known[2:], form.slack, form.stride, strict=True)
+    whole = all(isinstance(n, int) and (n + slack - 1) % stride == 0 for n, slack, stride in sizes)
+    return form if counted and (whole or not op.attr("ceil_mode", 0)) else None
+
+
+def _product(op: Op) -> Form | None:
+    """MatMul and Gemm with a constant matrix on the right and, for Gemm, a bias of one row."""
+    dims = _constant_dims(op)
+    if dims is None or len(dims) != 2 or op.attr("transA", 0) or "broadcast" in op.node.attributes:
+        return None
+    if op.has(2):
+        held = op.tensor(2)
+        bias = () if held is None else tuple(held.shape.numpy())
+        if len(bias) > 1 and bias[0] != 1:
+            return None
+    return Form(dims[0], dims[1]) if op.type == "Gemm" and op.attr("transB", 0) else Form(dims[1], dims[0])
+
+
+_FORMS: dict[str, Reader] = {
+    "Conv": _conv, "ConvTranspose": _conv_transpose, "AveragePool": _pool, "MatMul": _product, "Gemm": _product,
+}  # fmt: skip
+PRODUCTS = ("MatMul", "Gemm")
+_PREFERENCE = ("Gemm", "Conv", "ConvTranspose", "MatMul", "AveragePool")
+
+
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
+def range_fault(kernel: Kernel, kind: ir.DataType) -> str | None:
+    """Return why a kernel does not fit its type, or None."""
+    return Derived(kernel.weight, kind).range_fault() or Derived(kernel.bias, kind).range_fault()
+
+
+def preferred(layers: list[Layer]) -> Layer:
+    """Return the layer whose kind of node can best hold a merged kernel: a Gemm has a bias, a pool has no weights."""
+    return min(layers, key=lambda layer: _PREFERENCE.index(layer.node.op_type))
+
+
+def write(
+    host: Layer, x: ir.Value, kernel: Kernel, like: ir.Value, before: ir.Node, names: Names
+) -> list[ir.Node]:
+    """Insert `kernel` as a layer of the host's kind ahead of `before`, its value of the shape of `like`.
+
+    Returns the layer and, where the bias takes a node of its own, that.
+    """
+    graph = before.graph
+    assert isinstance(graph, ir.Graph)
+    stem = label(host.node)
+
+    def hold(array: Array, what: str) -> ir.Value:
+        content = Derived(np.ascontiguousarray(array), host.dtype)
+        return constant(content, names.fresh(f"{stem}_merged_{what}"), graph)
+
+    # Before opset 11 a Gemm without a bias is invalid.
+    needed = host.node.op_type == "Gemm" and Op(host.node).opset < 11
+    bias = [hold(kernel.bias, "bias")] if needed or np.any(kernel.bias != 0.0) else []
+    form = kernel.form
+    if host.kind == "convolution":
+        weight = kernel.weight
+        if form.transposed:
+            split = weight.reshape(form.groups, -1, *weight.shape[1:])
+            weight = np.swapaxes(split, 1, 2).reshape(form.ins, -1, *form.taps)
+        nodes = [ir.Node("", _name(form), [x, hold(weight, "weight"), *bias], _attributes(form))]
+    else:
+        # A product has no groups: the identity in it is written out.
+        weight = kernel.regrouped(1).weight
+        if host.node.op_type == "Gemm":
+            nodes = [ir.Node("", "Gemm", [x, hold(weight, "weight"), *bias], [ir.AttrInt64("transB", 1)])]
+        else:
+            nodes = [ir.Node("", "MatMul", [x, hold(weight.T, "weight")])]
+            nodes += [ir.Node("", "Add", [nodes[0].outputs[0], operand]) for operand in bias]
+    for node in nodes:
+        node.name = names.fresh(f"{stem}_merged")
+        node.outputs[0].name = names.fresh(f"{stem}_merged_output")
+        note(node.outputs[0], like)
+        graph.insert_before(before, node)
+    return nodes
+
+
+def _name(form: Form) -> str:
+    return "ConvTranspose" if form.transposed else "Conv"
+
+
+def _attributes(form: Form) -> list[ir.Attr]:
+    return [
+        ir.AttrInt64s("kernel_shape", form.taps),
+        ir.AttrInt64s("strides", form.stride),
+        ir.AttrInt64s("dilations", form.dilation),
+        ir.AttrInt64s("pads", form.pads),
+        ir.AttrInt64("group", form.groups),
+    ]

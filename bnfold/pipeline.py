@@ -1,0 +1,155 @@
+"""The main job: simplify, fold, clean, check, verify. Each step takes and returns a whole model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from bnfold.foldreport import FOLD_MAP, SOURCE_DIGEST, FoldReport
+from bnfold.io import Source, digest, has_external, load, nbytes
+from bnfold.io import save as _save
+from bnfold.rewrite import rewrite
+from bnfold.seal import seal
+from bnfold.simplify import Mode, Simplified, simplify
+from bnfold.skeleton import check
+
+if TYPE_CHECKING:
+    from bnfold.verify import Verdict
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """A folded model, what was done to it and the proof that it is the same; `verdict` is None if not asked for."""
+
+    model: ir.Model
+    report: FoldReport
+    verdict: Verdict | None
+    simplified: Simplified
+    bytes_before: int
+    bytes_after: int
+    external: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0 proven or not asked for, 1 not equivalent, 3 inconclusive."""
+        return 0 if self.verdict is None else self.verdict.exit_code
+
+    @property
+    def nodes_before(self) -> int:
+        return self.simplified.nodes_before
+
+    @property
+    def nodes_after(self) -> int:
+        return self.report.nodes_after
+
+    def save(self, path: str) -> None:
+        """Write the model as its source was stored, see `bnfold.save`; does not ask for the verdict."""
+        _save(self.model, path, external=self.external)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "nodes": {"before": self.nodes_before, "after": self.nodes_after},
+            "bytes": {"before": self.bytes_before, "after": self.bytes_after},
+            "simplify": self.simplified.to_dict(),
+            "fold": self.report.to_dict(),
+            "verdict": None if self.verdict is None else self.verdict.to_dict(),
+            "seconds": {step: round(value, 3) for step, value in self.seconds.items()},
+        }
+
+    def __str__(self) -> str:
+        verdict = "not verified" if self.verdict is None else str(self.verdict)
+        return (
+            f"{self.report.folded} BatchNormalization folded, {self.report.kept} kept; "
+            f"{self.nodes_before} → {self.nodes_after} nodes; {verdict}"
+        )
+
+
+def inspect(
+    source: Source, *, freeze_initializers: bool = False, merge: bool = True, dims: Mapping[str, int] | None = None
+) -> FoldReport:
+    """Say of every BatchNormalization where it would be folded, or why not, and what layers would merge.
+
+    `dims` sizes dynamic dimensions, by symbolic name or "input:axis", where it depends on them whether a merge pays.
+    The model is left as it is.
+
+    Raises `ModelError` if the source is no valid model.
+    """
+    model = load(source)
+    model = model.clone() if model is source else model
+    return rewrite(model, freeze_initializers=freeze_initializers, merge=merge, dims=dims)
+
+
+def optimize(
+    source: Source,
+    *,
+    simplify: Mode = "auto",
+    merge: bool = True,
+    freeze_initializers: bool = False,
+    verify: bool = True,
+    verify_options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Optimized:
+    """Fold every BatchNormalization that can be folded and verify the result against the source.
+
+    `freeze_initializers` takes initializers that are also graph inputs as constants. `merge` makes one layer of
+    parallel and sequential linear branches where that is cheaper. `verify_options` go to `bnfold.verify`; their `dims`
+    also size dynamic dimensions where it depends on them whether a merge pays. `progress` is called with what is being
+    done.
+
+    Raises `ModelError` if the source is no valid model, and what `bnfold.verify` raises.
+    """
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(name: str, saying: str) -> Iterator[None]:
+        if progress is not None:
+            progress(saying)
+        start = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - start
+
+    with step("load", "loading"):
+        original = load(source)
+        before, external = nbytes(original), has_external(original)
+        fold_map, name = original.metadata_props.get(FOLD_MAP), digest(original)
+        # A copy only where somebody still needs the original: the proof, or the caller whose model it is.
+        model = original.clone() if verify or original is source else original
+    with step("simplify", "simplifying"):
+        model, simplified = _simplify(model, simplify)
+    with step("fold", "folding"):
+        dims = (verify_options or {}).get("dims")
+        report = rewrite(model, freeze_initializers=freeze_initializers, merge=merge, dims=dims)
+        if model.metadata_props.get(FOLD_MAP) != fold_map:
+            # One that was folded before keeps its first source.
+            model.metadata_props.setdefault(SOURCE_DIGEST, name)
+    with step("check", "checking"):
+        check(model)
+    verdict = None
+    if verify:
+        from bnfold.verify import verify as prove
+
+        with step("verify", "verifying"):
+            verdict = prove(original, model, progress=progress, **(verify_options or {}))
+            if verdict.status == "pass":
+                seal(model, name, [cell.provider for cell in verdict.cells])
+    return Optimized(
+        model=model,
+        report=report,
+        verdict=verdict,
+        simplified=simplified,
+        bytes_before=before,
+        bytes_after=nbytes(model),
+        external=external,
+        seconds=seconds,
+    )
+
+
+_simplify = simplify  # the keyword of `optimize` has the same name

@@ -1,0 +1,170 @@
+"""Clip and Pad write values of their own, which an affine takes along.
+
+Clip   A∘clip(lo, hi) = clip(A(lo), A(hi))∘A for a uniform A with s > 0, bounds exchanged for s < 0; bounds that
+       every scale maps to themselves (0, ±∞) let any s ≥ 0 pass, as a Relu does
+Pad    A∘pad(v) = pad(A(v))∘A where A(v) is one number. Modes that copy elements let any affine pass that is uniform
+       along the padded axes
+
+Hoisted, the bounds and v become A of themselves; sunk, they become the u with A(u) = v, where there is one for all
+elements.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.affine import Affine
+from bnfold.derived import Derived
+from bnfold.graph import Op, dtype
+from bnfold.rules.base import Edit, Facts, Outcome, Reason, Refusal, Rule, Step, Table
+
+
+def _bounds(op: Op) -> tuple[float, float] | Refusal:
+    values = []
+    for slot, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
+        if op.has(slot):
+            held = op.const(slot)
+            if held is None:
+                return Refusal(Reason.VARIABLE, detail=f"the {name} of Clip is not a constant").on(op.input(slot))
+            values.append(float(held.reshape(())))
+        else:
+            values.append(float(op.attr(name, default)))
+    if not values[0] <= values[1]:
+        return Refusal(Reason.BARRIER, detail="the bounds of Clip are not in order").on(op.output())
+    return values[0], values[1]
+
+
+def _fixed(low: float, high: float) -> bool:
+    """Whether any scaling with s ≥ 0 maps the bounds to themselves, so that Clip is a Relu."""
+    return {low, high} <= {0.0, np.inf, -np.inf}
+
+
+def _clip_hoist(op: Op, demands: Facts) -> Outcome:
+    bounds = _bounds(op)
+    if isinstance(bounds, Refusal):
+        return bounds
+    wanted = demands[0]
+    if _fixed(*bounds) and wanted.scales and wanted.nonnegative:
+        if not wanted.shifts:
+            return Step(passed={0: wanted})
+        blocked = Refusal(Reason.SHIFT, detail="a Clip that is a Relu passes no shift")
+        return Step(passed={0: wanted.scaling}, rest={0: wanted.shifting}, blocked=blocked)
+    if wanted.scale.size != 1 or wanted.shift.size != 1:
+        return Refusal(Reason.AXIS, detail="the bounds of Clip are scalars").on(op.output())
+    scale, shift = float(wanted.scale.reshape(())), float(wanted.shift.reshape(()))
+    if scale == 0.0:
+        return Refusal(Reason.SIGN, detail="a scale of zero leaves Clip no bounds").on(op.output())
+    edits = _bound_edits(op, bounds, sorted(scale * bound + shift for bound in bounds), "s·v + t")
+    return edits.on(op.output()) if isinstance(edits, Refusal) else Step(passed={0: wanted}, edits=edits)
+
+
+def _bound_edits(
+    op: Op, bounds: tuple[float, float], mapped: list[float], formula: str
+) -> tuple[Edit, ...] | Refusal:
+    edits = []
+    for slot, name, bound, old in ((1, "min", mapped[0], bounds[0]), (2, "max", mapped[1], bounds[1])):
+        if bound == old:
+            continue
+        if op.opset < 11:
+            edits.append(Edit(op.node, name, bound, formula))
+            continue
+        kind = dtype(op.output())
+        if kind is None:
+            return Refusal(Reason.NOT_FLOATING, detail="the type of the value is not known")
+        held: ir.TensorProtocol = Derived(np.array(bound), kind)
+        if np.isinf(bound):  # meant, while a Derived that is not finite is refused
+            held = ir.tensor(np.array(bound, kind.numpy()), dtype=kind)
+        edits.append(Edit(op.node, slot, held, formula))
+    return tuple(edits)
+
+
+def _clip_sink(op: Op, facts: Facts) -> Outcome:
+    bounds = _bounds(op)
+    if isinstance(bounds, Refusal):
+        return bounds
+    if set(facts) != {0}:
+        return Refusal(Reason.VARIABLE, detail="a bound of Clip is computed at run time").on(op.input(0))
+    fact = facts[0]
+    if _fixed(*bounds) and not fact.shifts and fact.nonnegative:
+        return Step(passed={0: fact})
+    origins = [_origin(fact, bound) for bound in bounds]
+    if None in origins:
+        reason = Reason.SHIFT if fact.shifts else Reason.SIGN
+        return Refusal(reason, detail="the bounds of Clip would differ between elements").on(op.input(0))
+    edits = _bound_edits(op, bounds, sorted(origin for origin in origins if origin is not None), "(v − t)/s")
+    return edits.on(op.input(0)) if isinstance(edits, Refusal) else Step(passed={0: fact}, edits=edits)
+
+
+def _origin(fact: Affine, value: float) -> float | None:
+    """Return the u with s·u + t = value for every element, if there is one."""
+    scale, shift = np.broadcast_arrays(fact.scale, fact.shift)
+    if np.any(scale == 0.0):
+        return None
+    origins = (value - shift) / scale
+    return float(origins.flat[0]) if np.all(origins == origins.flat[0]) else None
+
+
+def _pad_value(op: Op) -> float | Refusal:
+    if op.has(2):
+        held = op.const(2)
+        if held is None:
+            return Refusal(Reason.VARIABLE, detail="the pad value is not a constant").on(op.input(2))
+        return float(held.reshape(()))
+    return float(op.attr("value", 0.0))
+
+
+def _padded(op: Op) -> frozenset[int] | Refusal:
+    rank, pads = op.rank(0), op.ints(1, "pads")
+    if rank is None:
+        return Refusal(Reason.UNKNOWN_SHAPE)
+    axes = op.ints(3, "axes") if op.has(3) else list(range(rank))
+    if pads is None or axes is None:
+        return frozenset(range(rank))
+    return frozenset(axis % rank for k, axis in enumerate(axes) if pads[k] or pads[k + len(axes)])
+
+
+def _pad(op: Op, affine: Affine, judgement: Literal["hoist", "sink"]) -> Outcome:
+    axes, rank = _padded(op), op.rank(0)
+    if isinstance(axes, Refusal) or rank is None:
+        return Refusal(Reason.UNKNOWN_SHAPE)
+    if not affine.axes(rank).isdisjoint(axes):
+        return Refusal(Reason.AXIS, detail="the affine varies along a padded axis")
+    if op.attr("mode", "constant") != "constant" or not axes:
+        return Step(passed={0: affine})
+    value = _pad_value(op)
+    if isinstance(value, Refusal):
+        return value
+    mapped = affine(value)
+    if np.all(mapped == value):
+        return Step(passed={0: affine})
+    moved = _origin(affine, value) if judgement == "sink" else float(mapped.reshape(())) if mapped.size == 1 else None
+    if moved is None:
+        return Refusal(Reason.PADDING, detail=f"the padding writes {value:g}, which the affine would change")
+    kind = dtype(op.output())
+    if kind is None:
+        return Refusal(Reason.NOT_FLOATING, detail="the type of the value is not known")
+    formula = "s·v + t" if judgement == "hoist" else "(v − t)/s"
+    if op.opset < 11:
+        return Step(passed={0: affine}, edits=(Edit(op.node, "value", moved, formula),))
+    return Step(passed={0: affine}, edits=(Edit(op.node, 2, Derived(np.array(moved), kind), formula),))
+
+
+def _pad_hoist(op: Op, demands: Facts) -> Outcome:
+    result = _pad(op, demands[0], "hoist")
+    return result.on(op.output()) if isinstance(result, Refusal) else result
+
+
+def _pad_sink(op: Op, facts: Facts) -> Outcome:
+    if set(facts) != {0}:
+        return Refusal(Reason.VARIABLE, detail="the pad value is computed at run time").on(op.input(2))
+    result = _pad(op, facts[0], "sink")
+    return result.on(op.input(0)) if isinstance(result, Refusal) else result
+
+
+TABLE: Table = {
+    "Clip": Rule("commutes", _clip_hoist, _clip_sink),
+    "Pad": Rule("commutes", _pad_hoist, _pad_sink),
+}

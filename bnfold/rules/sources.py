@@ -1,0 +1,126 @@
+"""Sources: operators that *are* an affine of one input.
+
+    BatchNormalization (inference)   s = gamma/√(running_var + epsilon)    t = beta − running_mean·s
+    x·c  c·x  x/c                     s = c or 1/c                          t = 0
+    x+c  c+x  x−c  c−x  −x            s = ±1                                t = ±c or 0
+
+A source met on a route is composed and deleted. It must be floating and finite, and must not broadcast its input to
+a larger shape: axes are compared, never sizes alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnfold.affine import Affine, Array, along, ranked
+from bnfold.graph import Op, is_floating, overridable
+from bnfold.rules.base import Reason, Refusal
+from bnfold.rules.fused import fused
+
+BATCH_NORM_COST = 2
+SOURCES = frozenset({"BatchNormalization", "Neg", "Mul", "Add", "Sum", "Sub", "Div"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """An operator that is `affine` of its input `slot`, and what it costs in elementwise passes."""
+
+    slot: int
+    affine: Affine
+    cost: int
+
+
+def source(op: Op) -> Source | Refusal | None:
+    """Return the affine that a node is, why it can't be one, or None where its type never is."""
+    if op.type not in SOURCES or op.node.domain not in ("", "ai.onnx"):
+        return None
+    if op.type == "BatchNormalization":
+        return _batch_norm(op)
+    if op.type == "Neg":
+        return Source(0, Affine.of(-1.0, 0.0), 1) if is_floating(op.output()) else None
+    return fused(op) or _arithmetic(op) if len(op.node.inputs) == 2 else None
+
+
+def _batch_norm(op: Op) -> Source | Refusal:
+    x = op.input(0)
+    if x is None or not is_floating(x):
+        return Refusal(Reason.NOT_FLOATING).on(x)
+    others = range(1, len(op.node.outputs))
+    if (
+        op.attr("training_mode", 0) != 0
+        or (op.opset < 7 and not op.attr("is_test", 0))
+        # Between is_test and training_mode, to name the batch statistics as outputs was to train.
+        or (7 <= op.opset < 14 and any(op.output(index).name for index in others))
+        or any(op.used(index) for index in others)
+    ):
+        return Refusal(Reason.TRAINING_MODE).on(op.output())
+    parameters: list[Array] = []
+    for slot, name in enumerate(("gamma", "beta", "running_mean", "running_var"), start=1):
+        array = op.const(slot)
+        if array is None:
+            reason = Reason.OVERRIDABLE if overridable(op.input(slot)) else Reason.NOT_CONSTANT
+            return Refusal(reason, detail=f"{name} is not a constant").on(op.input(slot))
+        parameters.append(array)
+    shape = op.shape(0)
+    if shape is None or len(shape) < 2:
+        return Refusal(Reason.UNKNOWN_SHAPE, detail="the rank of the input is not known").on(x)
+    rank, spatial = len(shape), bool(op.attr("spatial", 1))
+    shapes = sorted({array.shape for array in parameters})
+    if len(shapes) > 1 or (spatial and isinstance(shape[1], int) and shapes != [(shape[1],)]):
+        detail = f"parameters of shape {', '.join(map(str, shapes))} for {shape[1]} channels"
+        return Refusal(Reason.MALFORMED, detail=detail).on(op.output())
+    gamma, beta, mean, var = parameters
+    with np.errstate(all="ignore"):
+        scale = gamma / np.sqrt(var + op.attr("epsilon", np.float32(1e-5)))
+        shift = beta - mean * scale
+    if spatial:
+        affine = Affine.of(along(scale, 1, rank), along(shift, 1, rank))
+    else:
+        affine = Affine.of(ranked(scale, rank), ranked(shift, rank))
+    if not affine.finite:
+        bad = int((~(np.isfinite(scale) & np.isfinite(shift))).sum())
+        return Refusal(Reason.NON_FINITE, detail=f"{bad} channels have no finite scale and shift").on(op.input(4))
+    return Source(0, affine, BATCH_NORM_COST)
+
+
+def _arithmetic(op: Op) -> Source | Refusal | None:
+    if not is_floating(op.output()) or "axis" in op.node.attributes or "broadcast" in op.node.attributes:
+        return None
+    constants = [op.const(0), op.const(1)]
+    if (constants[0] is None) == (constants[1] is None):
+        return None
+    slot = 0 if constants[0] is None else 1
+    c = constants[1 - slot]
+    if c is None or (op.type == "Div" and slot == 1):
+        return None
+    one, zero = np.ones(()), np.zeros(())
+    with np.errstate(all="ignore"):
+        laws: dict[str, tuple[Array, Array]] = {
+            "Mul": (c, zero),
+            "Div": (1.0 / c, zero),
+            "Add": (one, c),
+            "Sum": (one, c),
+            "Sub": (one, -c) if slot == 0 else (-one, c),
+        }
+    scale, shift = laws[op.type]
+    if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
+        return Refusal(Reason.NON_FINITE, detail=f"{op.type} by a constant that is not finite").on(op.input(1 - slot))
+    return _fits(op, slot, c.shape) or Source(slot, Affine.of(scale, shift), 1)
+
+
+def _fits(op: Op, slot: int, constant: tuple[int, ...]) -> Refusal | None:
+    """Refuse a constant that would broadcast the variable operand to a larger shape."""
+    if all(size == 1 for size in constant) and not constant:
+        return None
+    known = op.shape(slot)
+    if known is None:
+        return Refusal(Reason.UNKNOWN_SHAPE, detail="the rank of the operand is not known").on(op.input(slot))
+    if len(constant) > len(known):
+        return Refusal(Reason.ENLARGES).on(op.output())
+    for size, dim in zip(reversed(constant), reversed(known), strict=False):
+        if size != 1 and dim != size:
+            reason = Reason.ENLARGES if dim == 1 else Reason.UNKNOWN_SHAPE
+            return Refusal(reason, detail=f"a constant of size {size} meets a dimension {dim}").on(op.output())
+    return None

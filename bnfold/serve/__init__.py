@@ -1,0 +1,1 @@
+"""Serving: the Open Inference Protocol over a core that knows no transport."""

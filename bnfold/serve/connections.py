@@ -1,0 +1,114 @@
+"""HTTP connections with the limits that uvicorn leaves out: the time and size of what comes in and goes out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+# Seconds within which a request's headers must be there, and then the body at no less than RATE bytes a second.
+PATIENCE = 8.0
+RATE = 16 * 1024
+HEADERS = 32 * 1024
+CONNECTIONS = 1024
+
+
+class Guarded(HttpToolsProtocol):
+    """Closes a connection that is slower or larger than the limits; a fast request costs no timer."""
+
+    limit = CONNECTIONS
+
+    _timer: asyncio.TimerHandle | None = None
+    _incomplete = True
+    _received = 0
+    _headers = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limit:
+            self._refuse(503, "too many connections; try again")
+            return
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self._received += len(data)
+        super().data_received(data)
+        if self._incomplete and self._timer is None:
+            self._arm()
+        elif not self._incomplete:
+            self._disarm()
+
+    def on_message_begin(self) -> None:
+        self._incomplete, self._headers = True, 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_message_complete(self) -> None:
+        self._incomplete = False
+        super().on_message_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Idle for too long; an answer that nobody reads is dropped with the connection."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._headers > HEADERS:
+            self._refuse(431, f"the headers have more than {HEADERS} bytes")
+        else:
+            self._refuse(400, "this is not HTTP/1.1")
+
+    def _count(self, size: int) -> None:
+        self._headers += size
+        if self._headers > HEADERS:
+            # Raised through the parser, which makes a 400 of it and closes.
+            raise ValueError("the headers are too large")
+
+    def _arm(self) -> None:
+        self._received = 0
+        self._timer = self.loop.call_later(PATIENCE, self._late)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        # Held back by ourselves, or large and on its way.
+        if self.flow.read_paused or self._received >= PATIENCE * RATE:
+            self._arm()
+        else:
+            self.transport.abort()
+
+    def _refuse(self, status: int, text: str) -> None:
+        body = json.dumps({"error": text}).encode()
+        phrase = HTTPStatus(status).phrase.encode()
+        self.transport.write(
+            b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
+            % (status, phrase, len(body), body)
+        )
+        self.transport.close()
+
+
+def guarded(limit: int) -> type[Any]:
+    """The protocol with its own number of connections."""
+    return type("Guarded", (Guarded,), {"limit": limit})

@@ -1,0 +1,290 @@
+"""The Open Inference Protocol over HTTP, as an ASGI application over the core."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from bnfold.serve import documents, log, wire
+from bnfold.serve import metrics as exposition
+from bnfold.serve.core import Core, Pending
+from bnfold.serve.errors import INTERNAL, OVERLOADED, UNAUTHORIZED, Refused, too_large, unsupported
+from bnfold.serve.page import REFRESH, page
+from bnfold.serve.security import Budget, accepted, authorize, compress, decompress, read_token
+
+Handler = Callable[[Core, Request], Awaitable[Response]]
+
+# Answers smaller than this are not worth compressing.
+_SMALL = 1024
+_GONE = 499  # what nginx logs for it
+_OPEN = ("/v2/health/live", "/v2/health/ready")
+
+
+class Gone(Exception):
+    """The client closed the connection before it had its answer."""
+
+
+def app(core: Core) -> Starlette:
+    """Return the ASGI application; `core` must be started by whoever runs it."""
+    return _application(core, _ROUTES)
+
+
+def metrics_app(core: Core) -> Starlette:
+    """Return the ASGI application of the metrics' own port."""
+    return _application(core, tuple(row for row in _ROUTES if row[2] in (live, metrics)))
+
+
+def _application(core: Core, rows: Sequence[tuple[str, str, Handler]]) -> Starlette:
+    token = read_token(core.settings.token_file)
+    budget = Budget(core.settings.max_pending)
+
+    def endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        async def call(request: Request) -> Response:
+            start, path, why = time.perf_counter_ns(), request.scope["path"], ""
+            name = log.request_id(request.headers.get("x-request-id"))
+            request.state.budget = budget
+            try:
+                if path not in _OPEN:
+                    authorize(token, request.headers.get("authorization"))
+                response = await handler(core, request)
+            except Refused as error:
+                response, why = _refusal(error), str(error)
+            except Gone:
+                response, why = Response(status_code=_GONE), "the client went away"
+            response.headers["x-request-id"] = name
+            log.answered(name, f"{request.method} {path}", response.status_code, start, why)
+            return response
+
+        return call
+
+    async def failed(request: Request, error: Exception) -> Response:
+        log.error("failed", method=request.method, path=request.url.path, error=error)
+        return _refusal(Refused("the server failed on this request; its log says more", INTERNAL, "failed"))
+
+    async def no_route(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 404
+        text = "no such address" if status == 404 else f"{request.method} is not possible here"
+        return _json({"error": f"{text}: {request.url.path:.200}"}, status)
+
+    routes = [Route(path, endpoint(handler), methods=[method]) for method, path, handler in rows]
+    result = Starlette(routes=routes, exception_handlers={HTTPException: no_route, Exception: failed})
+    result.state.registry = exposition.registry(core)
+    return result
+
+
+async def infer(core: Core, request: Request) -> Response:
+    """POST …/infer."""
+    budget: Budget = request.state.budget
+    held = 0
+    try:
+        body, held = await _body(request, core.settings.max_body, budget)
+        asked, wishes = wire.parse(
+            request.path_params["name"],
+            request.path_params.get("version", ""),
+            body,
+            request.headers.get(wire.HEADER_LENGTH),
+        )
+        pending = core.submit(asked)
+        if not pending.job.started:
+            await _watch(request, pending)
+        answer = await pending.answer()
+        parts, header = wire.render(answer, wishes)
+    finally:
+        budget.give_back(held)
+    headers = {} if header is None else {wire.HEADER_LENGTH: str(header)}
+    media = "application/json" if header is None else "application/octet-stream"
+    content = b"".join(parts)
+    encoding = accepted(request.headers.get("accept-encoding")) if len(content) >= _SMALL else ""
+    if encoding:
+        content, headers["content-encoding"] = compress(encoding, content), encoding
+    return Response(content, headers=headers, media_type=media)
+
+
+async def server(core: Core, request: Request) -> Response:
+    """GET /v2."""
+    return _json(documents.server())
+
+
+async def status(core: Core, request: Request) -> Response:
+    """GET /: the page for a person."""
+    return HTMLResponse(page(core), headers={"refresh": str(REFRESH), "cache-control": "no-store"})
+
+
+async def live(core: Core, request: Request) -> Response:
+    """GET /v2/health/live: the process answers."""
+    return _json({"live": True})
+
+
+async def ready(core: Core, request: Request) -> Response:
+    """GET /v2/health/ready: every model that should be served is, on the provider that was asked for."""
+    why = core.not_ready()
+    return _json({"ready": not why, "reasons": why}, OVERLOADED if why else 200)
+
+
+async def model(core: Core, request: Request) -> Response:
+    """GET /v2/models/{name}[/versions/{version}]."""
+    return _json(documents.model(core, request.path_params["name"], request.path_params.get("version", "")))
+
+
+async def model_ready(core: Core, request: Request) -> Response:
+    """GET …/ready."""
+    name, version = request.path_params["name"], request.path_params.get("version", "")
+    is_ready = core.ready(name, version)
+    return _json({"name": name, "ready": is_ready}, 200 if is_ready else OVERLOADED)
+
+
+async def model_config(core: Core, request: Request) -> Response:
+    """GET …/config, of Triton's protocol."""
+    return _json(documents.config(core, request.path_params["name"], request.path_params.get("version", "")))
+
+
+async def statistics(core: Core, request: Request) -> Response:
+    """GET …/stats and /v2/models/stats."""
+    name, version = request.path_params.get("name", ""), request.path_params.get("version", "")
+    return _json(documents.statistics(core, name, version))
+
+
+async def index(core: Core, request: Request) -> Response:
+    """POST /v2/repository/index."""
+    content = await _parameters(core, request)
+    return _json(documents.index(core, only_ready=content.get("ready") is True))
+
+
+async def load(core: Core, request: Request) -> Response:
+    """POST /v2/repository/models/{name}/load."""
+    content = await _parameters(core, request)
+    parameters = content.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise Refused("parameters must be an object")
+    await core.load(request.path_params["name"], parameters)
+    return _json({})
+
+
+async def unload(core: Core, request: Request) -> Response:
+    """POST /v2/repository/models/{name}/unload."""
+    await _parameters(core, request)
+    await core.unload(request.path_params["name"])
+    return _json({})
+
+
+async def roll_back(core: Core, request: Request) -> Response:
+    """POST /v2/repository/models/{name}/rollback, our own: the version before the current one answers again."""
+    await _parameters(core, request)
+    core.roll_back(request.path_params["name"], "asked for")
+    return _json({})
+
+
+async def metrics(core: Core, request: Request) -> Response:
+    """GET /metrics, for Prometheus."""
+    return Response(exposition.render(request.app.state.registry), media_type=exposition.CONTENT_TYPE)
+
+
+async def shared_memory(core: Core, request: Request) -> Response:
+    """Triton's shared memory, tracing and log settings."""
+    raise unsupported("this part of Triton's protocol is not supported")
+
+
+_ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/v2/models/{name}/infer", infer),
+    ("POST", "/v2/models/{name}/versions/{version}/infer", infer),
+    ("GET", "/v2/health/live", live),
+    ("GET", "/v2/health/ready", ready),
+    ("GET", "/", status),
+    ("GET", "/v2", server),
+    ("GET", "/metrics", metrics),
+    ("GET", "/v2/models/stats", statistics),
+    ("GET", "/v2/models/{name}", model),
+    ("GET", "/v2/models/{name}/ready", model_ready),
+    ("GET", "/v2/models/{name}/config", model_config),
+    ("GET", "/v2/models/{name}/stats", statistics),
+    ("GET", "/v2/models/{name}/versions/{version}", model),
+    ("GET", "/v2/models/{name}/versions/{version}/ready", model_ready),
+    ("GET", "/v2/models/{name}/versions/{version}/config", model_config),
+    ("GET", "/v2/models/{name}/versions/{version}/stats", statistics),
+    ("POST", "/v2/repository/index", index),
+    ("POST", "/v2/repository/models/{name}/load", load),
+    ("POST", "/v2/repository/models/{name}/unload", unload),
+    ("POST", "/v2/repository/models/{name}/rollback", roll_back),
+    *((method, f"/v2/{what}/{{rest:path}}", shared_memory) for method in ("GET", "POST")
+      for what in ("systemsharedmemory", "cudasharedmemory", "trace", "logging")),
+)  # fmt: skip
+
+
+async def _body(request: Request, limit: int, budget: Budget) -> tuple[bytes | bytearray, int]:
+    """Read a body within the limits; return it, decompressed, and what it took of the budget."""
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > limit:
+        raise too_large(f"the body has {int(announced)} bytes, and {limit} are allowed")
+    body, held = bytearray(), 0
+    try:
+        while True:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            piece = message.get("body", b"")
+            if len(body) + len(piece) > limit:
+                raise too_large(f"the body has more than the {limit} bytes that are allowed")
+            budget.take(len(piece))
+            held += len(piece)
+            body += piece
+            if not message.get("more_body"):
+                break
+        encoding = request.headers.get("content-encoding", "").strip().lower()
+        if encoding:
+            full = decompress(encoding, body, limit)
+            budget.take(len(full))
+            held += len(full)
+            return full, held
+        return body, held
+    except BaseException:
+        budget.give_back(held)
+        raise
+
+
+async def _parameters(core: Core, request: Request) -> dict[str, Any]:
+    """The JSON object of a small request; an empty body is an empty one."""
+    body, held = await _body(request, core.settings.max_body, request.state.budget)
+    try:
+        return wire.parse_object(body, "request") if body.strip() else {}
+    finally:
+        request.state.budget.give_back(held)
+
+
+async def _watch(request: Request, pending: Pending) -> None:
+    """Wait for a queued request's outputs; if its client goes away first, take it out and raise `Gone`."""
+    gone: asyncio.Future[None] = asyncio.ensure_future(_gone(request))
+    waited: set[asyncio.Future[Any]] = {gone, pending.job.future}
+    try:
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if not pending.job.future.done():
+            pending.cancel()
+            raise Gone
+    finally:
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refusal(error: Refused) -> Response:
+    response = _json({"error": str(error)}, error.status)
+    if error.status == OVERLOADED:
+        response.headers["retry-after"] = "1"
+    if error.status == UNAUTHORIZED:
+        response.headers["www-authenticate"] = "Bearer"
+    return response
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(json.dumps(content, separators=(",", ":")), status, media_type="application/json")

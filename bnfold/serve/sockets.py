@@ -1,0 +1,27 @@
+"""Addresses to listen on."""
+
+from __future__ import annotations
+
+import socket
+
+from bnfold.errors import BnfoldError
+from bnfold.files import reason
+
+
+class AddressError(BnfoldError):
+    """An address that can't be listened on."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on an address, not yet listening; raises `AddressError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    place = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind((host, port))
+    except (OSError, OverflowError) as error:
+        place.close()
+        text = reason(error) if isinstance(error, OSError) else str(error)
+        raise AddressError(f"{host}:{port}: can't be listened on: {text}; choose another address or port") from error
+    place.setblocking(False)
+    return place

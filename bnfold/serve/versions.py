@@ -1,0 +1,97 @@
+"""The versions of one name: load, verify, warm, and only then swap; the old one answers until then, and may return."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bnfold.serve.batching import Arrays, Batcher, Job, Limits
+from bnfold.serve.errors import Refused, overloaded, unknown
+from bnfold.serve.model import Model
+from bnfold.serve.observe import Finished
+from bnfold.serve.stats import Stats, Timings
+
+if TYPE_CHECKING:
+    from bnfold.serve.observe import Observer
+
+
+@dataclass(eq=False)
+class Serving:
+    """A loaded version and its queue."""
+
+    model: Model
+    batcher: Batcher
+
+
+@dataclass(eq=False)
+class Versions:
+    """One name. `current` answers requests that name no version; `previous` is kept warm to roll back to."""
+
+    name: str
+    current: Serving | None = None
+    previous: Serving | None = None
+    loading: bool = False
+    reason: str = ""
+    swaps: int = 0
+    stats: dict[str, Stats] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def loaded(self) -> list[Serving]:
+        """What can answer, the current one first."""
+        return [serving for serving in (self.current, self.previous) if serving is not None]
+
+    @property
+    def state(self) -> str:
+        """READY, LOADING or UNAVAILABLE, as the repository index says it."""
+        if self.current is not None:
+            return "READY"
+        return "LOADING" if self.loading else "UNAVAILABLE"
+
+    def pick(self, version: str = "") -> Serving:
+        """The version that answers; raises `Refused`."""
+        if self.current is None:
+            why = self.reason or "it is being loaded; try again"
+            raise overloaded(f"model {self.name!r} is not ready: {why}", "not-ready")
+        for serving in self.loaded:
+            if version in ("", serving.model.version):
+                return serving
+        known = ", ".join(serving.model.version for serving in self.loaded)
+        raise unknown(f"model {self.name!r} has no version {version!r:.40}; it serves {known}")
+
+    def swap(self, new: Serving) -> Serving | None:
+        """Let `new` answer from now on; return the version that is no longer needed."""
+        dropped, self.previous, self.current = self.previous, self.current, new
+        self.swaps += 1
+        self.reason = ""
+        return dropped
+
+    def roll_back(self, reason: str) -> None:
+        """Let the previous version answer again; raises `Refused` if there is none."""
+        if self.previous is None:
+            raise Refused(f"model {self.name!r} has no earlier version to go back to")
+        self.current, self.previous = self.previous, self.current
+        self.swaps += 1
+        self.reason = reason
+
+    def clear(self, reason: str) -> list[Serving]:
+        """Serve nothing; return what was served."""
+        dropped, self.current, self.previous, self.reason = self.loaded, None, None, reason
+        return dropped
+
+
+def serve(model: Model, stats: Stats, pool: Executor, limits: Limits, observers: Sequence[Observer],
+          guard: Callable[[Callable[[], object]], None]) -> Serving:  # fmt: skip
+    """Give a model its queue; `guard` runs an observer and survives it."""
+
+    def finished(feeds: Arrays, outputs: Arrays, jobs: Sequence[Job], timings: Timings) -> None:
+        if observers:
+            batch = Finished(model, feeds, outputs, sum(job.rows for job in jobs), len(jobs), timings)
+            for observer in observers:
+                guard(lambda observer=observer: observer.finished(batch))  # type: ignore[misc]
+
+    own = Limits(limits.queue, limits.concurrency, model.rows, limits.delay, limits.timeout)
+    return Serving(model, Batcher(model.run, pool, own, stats, finished))

@@ -1,0 +1,96 @@
+"""What onnx's checker lets pass, though it means nothing and the next to read it would fail, or never come back."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from bnfold.errors import ModelError
+
+
+def check_nodes(model: ir.Model) -> None:
+    """Raise ValueError for an attribute that has no value, or text that is none.
+
+    onnx's shape inference does not come back from an Einsum whose equation is not UTF-8.
+    """
+    for function in model.functions.values():
+        for node in _nodes(function):
+            _check_node(node, formal=True)
+    for node in _nodes(model.graph):
+        _check_node(node, formal=False)
+
+
+def check_stored(tensor: ir.TensorProtocol) -> None:
+    """Raise ValueError for a tensor in the model file whose data is not what its dimensions and type say."""
+    if not isinstance(tensor, ir.TensorProtoTensor):
+        return
+    proto = tensor.raw
+    if any(size < 0 for size in proto.dims):
+        raise ValueError(f"tensor {tensor.name!r} has the dimensions {list(proto.dims)}")
+    if not proto.HasField("raw_data"):
+        tensor.numpy()  # which counts the values
+    elif len(proto.raw_data) != nbytes(tensor):
+        raise ValueError(f"tensor {tensor.name!r} holds {len(proto.raw_data)} bytes of {nbytes(tensor)}")
+
+
+def check_external(tensor: ir.ExternalTensor, name: str, path: Path | None) -> None:
+    """Data comes from the model's own folder only, and all of it is there (ONNX spec, ExternalData.md)."""
+    location = str(tensor.location)
+    if path is None:
+        raise ModelError(f"{name} refers to external data in {location!r}; pass the model's path instead")
+    what = f"{name}: the external data of tensor {tensor.name!r}"
+    tensor.base_dir = folder = path.absolute().parent
+    file = Path(tensor.path)
+    if os.path.isabs(location) or not file.resolve().is_relative_to(folder.resolve()):
+        raise ModelError(f"{what} is at {location!r}, outside the model's folder; move it into that folder")
+    if not file.is_file():
+        raise ModelError(f"{what} is missing; put {location!r} beside the model")
+    status = file.stat()
+    needed = (tensor.offset or 0) + max(tensor.length or 0, tensor.nbytes)
+    if status.st_size < needed:
+        found = f"{location!r} has {status.st_size} of {needed} bytes"
+        raise ModelError(f"{what} is cut short: {found}; copy it again")
+    if status.st_nlink > 1 and tensor.nbytes:
+        # onnx_ir refuses to map such a file, since the link may lead out of the folder.
+        raise ModelError(f"{what} is in {location!r}, which has several hard links; make a plain copy of it")
+
+
+def nbytes(tensor: ir.TensorProtocol) -> int:
+    """Size of a tensor's data in bytes; text counts as nothing."""
+    kind = tensor.dtype
+    if kind is ir.DataType.STRING:
+        return 0
+    # A tensor of the model file makes a new `Shape` each time it is asked for one.
+    dims = tensor.raw.dims if isinstance(tensor, ir.TensorProtoTensor) else tensor.shape.numpy()
+    return -(-math.prod(dims) * kind.bitwidth // 8)
+
+
+def _nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
+    if isinstance(graph.name, bytes):
+        raise ValueError(f"the name {graph.name!r} is not valid UTF-8")
+    for node in graph:
+        yield node
+        for attr in node.attributes.values():
+            if attr.type == ir.AttributeType.GRAPH and not attr.is_ref():
+                yield from _nodes(attr.as_graph())
+            elif attr.type == ir.AttributeType.GRAPHS and not attr.is_ref():
+                for body in attr.as_graphs():
+                    yield from _nodes(body)
+
+
+def _check_node(node: ir.Node, *, formal: bool) -> None:
+    """`formal` says that attributes may be parameters of the function that the node is in."""
+    if any(isinstance(text, bytes) for text in (node.op_type, node.domain, node.name)):
+        raise ValueError(f"the operator {node.op_type!r} or the name {node.name!r} is not valid UTF-8")
+    for attr in node.attributes.values():
+        what = f"attribute {attr.name!r} of {node.op_type} {node.name or ''}".rstrip()
+        if attr.is_ref() and not formal:
+            raise ValueError(f"{what} is a parameter of a function, but outside of one")
+        if attr.type == ir.AttributeType.STRING and isinstance(attr.value, bytes) and not node.domain:
+            raise ValueError(f"{what} is not valid UTF-8")
+    if any(device.configuration is None for device in node.device_configurations):
+        raise ValueError(f"{node.op_type} {node.name or ''} is placed on devices by a configuration without a name")

@@ -1,0 +1,206 @@
+"""V1, the certificate: the whole candidate against the original, without any input.
+
+Our own result is made again: the fold is deterministic, so the candidate equals its replay bit for bit, folded or not,
+in every initializer, attribute and edge. Independently of the code that folds, and for a third party's result instead,
+the models are cut into windows: what is equal in both is proven by that, and what each changed one computes is worked
+out anew from the original (`recompute`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from bnfold import __version__
+from bnfold.foldreport import FOLD_MAP, FOLD_MAP_VERSION, SOURCE_DIGEST
+from bnfold.io import digest
+from bnfold.rewrite import clean, rewrite
+from bnfold.simplify import simplify
+from bnfold.verify.probe import Recomputed
+from bnfold.verify.recompute import recompute
+from bnfold.verify.structure import model_differences
+from bnfold.verify.windows import Windows
+
+# Differences named in the verdict; the rest is counted.
+SHOWN = 8
+
+
+@dataclass
+class Certificate:
+    """What was found: `applies` is False where no fold map of this version says what was done.
+
+    `layers` are the recomputed windows, `unproven` the names of the changed ones that are no affine map.
+    """
+
+    applies: bool = False
+    folds: int = 0
+    layers: list[Recomputed] = field(default_factory=list)
+    unproven: list[str] = field(default_factory=list)
+    windows: Windows | None = None
+    problems: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def recomputed(self) -> int:
+        """How many changed layers are, constant by constant, what the original makes them."""
+        return sum(layer.ratio <= 1.0 for layer in self.layers)
+
+    @property
+    def worst(self) -> Recomputed | None:
+        """The layer whose worst-case difference over |x| ≤ 1 is largest."""
+        return max(self.layers, key=lambda layer: layer.slope + layer.offset, default=None)
+
+    @property
+    def summary(self) -> str:
+        """What was proven, in a clause."""
+        if self.problems:
+            return ""
+        parts = [f"bit for bit the replayed fold of {self.folds} BatchNorms"] if self.applies else []
+        changed = len(self.layers) + len(self.unproven)
+        if changed:
+            parts.append(f"{self.recomputed} of {changed} changed layers recomputed")
+        worst = self.worst
+        if worst is not None:
+            parts.append(f"at most {worst.slope:.2g}·B + {worst.offset:.2g} apart over |x| ≤ B at {worst.name!r}")
+        return ", ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        worst = self.worst
+        return {
+            "applies": self.applies,
+            "folds": self.folds,
+            "windows": 0 if self.windows is None else len(self.windows.listed),
+            "changed": len(self.layers) + len(self.unproven),
+            "recomputed": self.recomputed,
+            "unproven": self.unproven,
+            "worst_case": None if worst is None else worst.to_dict(),
+            "summary": self.summary,
+        }
+
+
+def check(original: ir.Model, candidate: ir.Model, expect_folds: int | None = None) -> Certificate:
+    """Check the candidate against the original and its fold map; both are left as they are."""
+    result = Certificate()
+    before, after = count(original), count(candidate)
+    result.folds = before - after
+    if expect_folds is not None and result.folds < expect_folds:
+        result.doubts.append(
+            f"{expect_folds} folds were expected, but the candidate has {after} of the original's {before} BatchNorms"
+        )
+    trusted = FOLD_MAP in candidate.metadata_props and _replay(original, candidate, result)
+    windows = Windows(original, candidate, trusted=trusted)
+    layers = dict(recompute(windows, own=trusted))
+    while rescaled := {name for name, layer in layers.items() if not trusted and layer is not None and layer.moved}:
+        # What reads such a layer may take the scale back, so that only both together mean what they did.
+        wider = windows.wider(windows.without | rescaled)
+        if len(wider.listed) == len(windows.listed):
+            break
+        windows, layers = wider, dict(recompute(wider, own=False))
+    result.windows = windows
+    for name, layer in layers.items():
+        if layer is None:
+            result.unproven.append(name)
+            continue
+        result.layers.append(layer)
+        if layer.ratio > 1.0:
+            part = "weight" if layer.weight >= layer.bias else "bias"
+            result.problems.append(
+                f"certificate: the {part} of {name!r} is {layer.ratio:.3g} times further from the folded one than "
+                f"rounding allows"
+            )
+    source = candidate.metadata_props.get(SOURCE_DIGEST)
+    if result.problems and source is not None and source != digest(original):
+        result.warnings.append("the candidate's metadata names another file than this original as its source")
+    return result
+
+
+def count(model: ir.Model, op_type: str = "BatchNormalization") -> int:
+    """How many nodes of a kind the model holds, control-flow bodies and functions included."""
+    found = sum(node.op_type == op_type for node in model.graph.all_nodes())
+    return found + sum(node.op_type == op_type for f in model.functions.values() for node in f.all_nodes())
+
+
+def fold_log(model: ir.Model) -> list[Mapping[str, Any]] | None:
+    """Return the entries of the fold map in the model's metadata; None if there is none that can be read."""
+    try:
+        found = json.loads(model.metadata_props.get(FOLD_MAP, "null"))
+        folds = found["folds"] if found["version"] == FOLD_MAP_VERSION else None
+    except (ValueError, TypeError, KeyError):
+        return None
+    return folds if isinstance(folds, list) and all(isinstance(entry, Mapping) for entry in folds) else None
+
+
+def _replay(original: ir.Model, candidate: ir.Model, result: Certificate) -> bool:
+    """Make the fold again and compare; return whether the candidate's names are what bnfold left them.
+
+    They are not where onnxsim, which keeps names on what it rewrites, came first.
+    """
+    log = fold_log(candidate)
+    if log is None:
+        result.doubts.append("the candidate's fold map can't be read; remove it from the metadata or fold again")
+        return False
+    done = log[len(fold_log(original) or ()) :]
+    if done and next(model_differences(original, candidate), None) is None:
+        result.doubts.append(f"the fold map lists {len(done)} folds, but the candidate is the original")
+        return False
+    maker = json.loads(candidate.metadata_props[FOLD_MAP]).get("bnfold")
+    if maker != __version__:
+        # Another release may fold further, or write the same fold otherwise.
+        result.warnings.append(f"bnfold {maker} folded the candidate, this is {__version__}: not replayed bit for bit")
+        return False
+    result.applies = True
+    differences, simplified = _nearest(original, candidate)
+    result.problems += [f"certificate: {text}" for text in differences[:SHOWN]]
+    if len(differences) > SHOWN:
+        result.problems.append(f"certificate: {len(differences) - SHOWN} further differences")
+    return not simplified
+
+
+def trusts_names(original: ir.Model, candidate: ir.Model) -> bool:
+    """Whether the candidate's names are those that bnfold's fold leaves, right or wrong as its numbers may be."""
+    return FOLD_MAP in candidate.metadata_props and _replay(original, candidate, Certificate())
+
+
+def _nearest(original: ir.Model, candidate: ir.Model) -> tuple[list[str], bool]:
+    """Return the differences from the recipe that comes nearest, and whether that one simplifies first."""
+    best: tuple[list[str], bool] | None = None
+    wanted = _cleaned(candidate.clone())
+    for simplified, recipe in _recipes(original, candidate):
+        found = list(itertools.islice(model_differences(_cleaned(recipe(original.clone())), wanted), 10_000))
+        if best is None or len(found) < len(best[0]):
+            best = found, simplified
+        if not found:
+            break
+    assert best is not None
+    return best
+
+
+def _recipes(
+    original: ir.Model, candidate: ir.Model
+) -> Iterator[tuple[bool, Callable[[ir.Model], ir.Model]]]:
+    """Yield the ways in which bnfold may have made the candidate: constants simplified first or not."""
+    listed = [v.name for v in original.graph.inputs if v.name in original.graph.initializers]
+    kept = {v.name for v in candidate.graph.inputs}
+    freeze = bool(listed) and not any(name in kept for name in listed)
+
+    done = (fold_log(candidate) or [])[len(fold_log(original) or ()) :]
+    merges = [entry for entry in done if entry.get("judgement") == "merge"]
+    dims = merges[0].get("dims") if merges else None
+
+    def folded(model: ir.Model) -> ir.Model:
+        rewrite(model, freeze_initializers=freeze, merge=bool(merges), dims=dims)
+        return model
+
+    yield False, folded
+    yield True, lambda model: folded(simplify(model, "always")[0])
+
+
+def _cleaned(model: ir.Model) -> ir.Model:
+    clean(model)
+    return model

@@ -1,0 +1,13 @@
+"""Float64 kernels for ONNX operators: `KERNELS` maps an operator's name to its kernel.
+
+Written out: convolutions, pools, matrix products, norms, elementwise, recurrent, Fourier transforms. Taken from onnx's
+reference implementation where that is exact: `delegate.DELEGATED`. An operator in neither is `Unsupported`, by name.
+"""
+
+from bnfold.verify.kernels import delegate, elementwise, linear, moves, norms, pools, recurrent, signal
+from bnfold.verify.kernels.base import KERNELS, Array, Call, Unsupported, real
+
+__all__ = [
+    "KERNELS", "Array", "Call", "Unsupported", "delegate", "elementwise", "linear", "moves", "norms", "pools",
+    "real", "recurrent", "signal",
+]  # fmt: skip

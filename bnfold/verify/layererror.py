@@ -1,0 +1,66 @@
+"""How far one layer's output may be off (V2), channel by channel and element by element.
+
+With y the original's layer in float64 on given inputs, o and c the original's and the candidate's on a provider without
+optimizations, and M the magnitude of what is summed (`magnitude`),
+
+    RMS(c − y) ≤ 4·max(RMS(o − y), u·RMS(M))        |c − y| ≤ 16·max(u·M, RMS_channel(o − y))
+
+and |c − y| > γ_{K+8}·M is PROVEN no rounding of K sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnfold.verify.kernels.base import Array
+from bnfold.verify.magnitude import Bounded, gamma
+
+CHANNEL, ELEMENT, EXTRA_TERMS = 4.0, 16.0, 8
+
+
+@dataclass(frozen=True)
+class LocalMeasure:
+    """One window on one sample: errors over their limits, 1.0 being the limit; `proof` over γ_{K+8}·M."""
+
+    channel: float
+    element: float
+    proof: float
+    fault: str = ""
+
+    @property
+    def ratio(self) -> float:
+        return max(self.channel, self.element)
+
+
+def _unlike(fault: str) -> LocalMeasure:
+    return LocalMeasure(np.inf, np.inf, np.inf, fault)
+
+
+def measure(found: Bounded, o: Array, c: Array, unit: float, axis: int) -> LocalMeasure:
+    """Hold c against y, channel by channel and element by element."""
+    y, m = found.y, found.m
+    if c.shape != o.shape or y.shape != o.shape:
+        return _unlike(f"shape {list(c.shape)} instead of {list(o.shape)}")
+    o, c = o.astype(np.float64), c.astype(np.float64)
+    finite = np.isfinite(o) & np.isfinite(y) & np.isfinite(m)
+    if (finite & ~np.isfinite(c)).any():
+        return _unlike("new NaN or infinite values")
+    error, noise = (np.where(finite, np.abs(v - y), 0.0) for v in (c, o))
+    m = np.where(finite, m, 0.0)
+    axis = axis % y.ndim if y.ndim > 1 else 0
+    others = tuple(n for n in range(y.ndim) if n != axis)
+    rms_error, rms_noise, rms_m = (np.sqrt((v * v).mean(axis=others, keepdims=True)) for v in (error, noise, m))
+    channel = _over(rms_error, CHANNEL * np.maximum(rms_noise, unit * rms_m))
+    element = _over(error, ELEMENT * np.maximum(unit * m, rms_noise))
+    proof = _over(error, gamma(found.k + EXTRA_TERMS, unit) * m) if found.proves else 0.0
+    return LocalMeasure(channel, element, proof)
+
+
+def _over(error: Array, limit: Array) -> float:
+    """The largest error over its limit, where nothing over nothing is 0."""
+    if error.size == 0:
+        return 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.where(error == 0.0, 0.0, error / limit).max())

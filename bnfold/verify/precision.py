@@ -1,0 +1,37 @@
+"""The unit roundoff of what a model stores, and weights that are no numbers."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx_ir as ir
+
+UNIT_ROUNDOFF = {
+    ir.DataType.DOUBLE: 2.0**-53,
+    ir.DataType.FLOAT: 2.0**-24,
+    ir.DataType.FLOAT16: 2.0**-11,
+    ir.DataType.BFLOAT16: 2.0**-8,
+}
+
+
+def model_unit(model: ir.Model) -> float:
+    """Return the unit roundoff of the coarsest float type among the model's weights, inputs and outputs."""
+    values = itertools.chain(
+        *(g.initializers.values() for g in model.graphs()), model.graph.inputs, model.graph.outputs
+    )
+    found = [UNIT_ROUNDOFF[v.dtype] for v in values if v.dtype in UNIT_ROUNDOFF]
+    return max(found, default=2.0**-24)
+
+
+def not_a_number(model: ir.Model) -> list[str]:
+    """Return a reason for each weight that holds NaN: whatever it touches can't be compared."""
+    reasons = []
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and value.dtype in UNIT_ROUNDOFF:
+                array = tensor.numpy()
+                if np.isnan(array.astype(np.float32, copy=False) if array.dtype.kind == "V" else array).any():
+                    reasons.append(f"initializer {value.name!r} of the original holds NaN")
+    return reasons

@@ -1,0 +1,118 @@
+"""The command line: a thin skin over the Python functions, one file a verb.
+
+Exit codes: 0 passed · 1 not equivalent, or findings · 2 usage · 3 inconclusive · 4 the input can't be processed ·
+70 a bug in bnfold · 130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import io
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from bnfold import __version__
+from bnfold.errors import BnfoldError
+
+VERBS = (
+    "train", "export", "inspect", "optimize", "verify", "bisect", "audit", "report", "bench",
+    "serve", "package", "doctor",
+)  # fmt: skip
+
+BUG = 70  # EX_SOFTWARE of sysexits.h
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception, so that every `finally` on the way out removes what is half-written."""
+
+
+class Verbs(click.Group):
+    """A group that imports a verb when it is named: the others' imports are not paid for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"bnfold.cli.{cmd_name}").command
+        return command
+
+
+@click.command(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="\b\nExample:\n  bnfold optimize model.onnx -o folded.onnx",
+)
+@click.version_option(__version__, prog_name="bnfold", message="%(prog)s %(version)s")
+def bnfold() -> None:
+    """Fold BatchNorm into the neighbouring linear layers of an ONNX model, and prove that it is the same model."""
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code; a user's error is one line on stderr."""
+    signal.signal(signal.SIGTERM, _terminate)
+    # A model is very many small objects that all stay; searching them for cycles again and again finds nothing.
+    gc.set_threshold(100_000, 20, 20)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without our arrows is no reason to fail
+    # What onnx_ir logs about an invalid model is in our message already.
+    logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
+    try:
+        code = _run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone (`bnfold … | head`); Python would complain again while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + 13  # SIGPIPE, which Windows has not
+    sys.exit(code)
+
+
+def _run(args: list[str] | None) -> int:
+    try:
+        return bnfold.main(args, prog_name="bnfold", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "bnfold"
+        _complain(f"{error.format_message().rstrip('.')}; see {path} --help")
+        return error.exit_code
+    except BnfoldError as error:
+        _complain(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted")
+        return 128 + signal.SIGINT
+    except Terminated:
+        _complain("terminated")
+        return 128 + signal.SIGTERM
+    except MemoryError:
+        _complain("out of memory; use a machine with more of it")
+        return BnfoldError.exit_code
+    except (SystemExit, BrokenPipeError):
+        raise
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        _complain("this is a bug in bnfold; please report it with the lines above")
+        return BUG
+
+
+def _complain(message: str) -> None:
+    click.echo(f"bnfold: {' '.join(message.split())}", err=True)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; the way out must not be interrupted
+    raise Terminated

@@ -1,0 +1,36 @@
+"""`bnfold inspect`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from bnfold.cli.options import example, resolve_sizes, shown, sizes
+
+
+@click.command(
+    "inspect",
+    short_help="Say where every BatchNorm would go, or why not.",
+    epilog=example("bnfold inspect model.onnx"),
+)
+@click.argument("model")
+@click.option("--freeze-initializers", is_flag=True, help="Take initializers that are also graph inputs as constants.")
+@sizes
+@shown
+def command(model: str, freeze_initializers: bool, dims: tuple[str, ...], shapes: tuple[str, ...], screen: Any) -> None:
+    """Say of every BatchNorm in MODEL where it would be folded, or what keeps it from that.
+
+    And whether its frozen statistics are sound. Changes nothing.
+    """
+    with screen.working(f"reading {model}"):
+        from bnfold import io, pipeline
+        from bnfold.audit.health import health
+        from bnfold.report import tables
+
+        loaded = io.load(model)
+        unsound = health(loaded)
+        taken = resolve_sizes(dims, shapes, lambda: loaded)
+        report = pipeline.inspect(loaded, freeze_initializers=freeze_initializers, dims=taken)
+    payload = {"model": model, **report.to_dict(), "health": [finding.to_dict() for finding in unsound]}
+    screen.result("inspect", payload, *tables.inspected(report, unsound))

@@ -1,0 +1,61 @@
+"""`bnfold report`: the reports of a saved result or a training, without running it again."""
+
+from __future__ import annotations
+
+import click
+
+from bnfold.cli.options import example, output, reports
+from bnfold.errors import UsageError
+
+
+@click.group(
+    "report",
+    short_help="Make reports of a saved result or a training.",
+    epilog=example("bnfold report verify verdict.json --html verdict.html"),
+)
+def command() -> None:
+    """Make reports of a result that was saved as JSON, or of a training; neither is run again."""
+
+
+@command.command(
+    "verify",
+    short_help="JUnit, SARIF, Markdown or HTML of a verification.",
+    epilog=example("bnfold report verify verdict.json --html verdict.html --junit verdict.xml"),
+)
+@click.argument("result")
+@reports
+def verify(result: str, files: dict[str, str]) -> None:
+    """Make reports of RESULT, what `bnfold verify` or `bnfold optimize` wrote with --json or --json-file."""
+    from bnfold.report import writing
+    from bnfold.report.findings import read
+
+    if not files:
+        raise UsageError("name at least one report to write, such as --html FILE")
+    writing.check(files, [result])
+    writing.write(read(result), files)
+
+
+@command.command(
+    "train",
+    short_help="A page with plots of a training.",
+    epilog=example("bnfold report train runs/mlp -o training.html"),
+)
+@click.argument("sources", nargs=-1, required=True, metavar="LOGDIR|CKPT...")
+@output("the HTML page")
+@click.option("--data", metavar="NAME|PATH", help="Data for the activations, where the checkpoint's own is not here.")
+def train(sources: tuple[str, ...], output: str, data: str | None) -> None:
+    """Show how trainings went: curves, BN's statistics over the steps, activations before and after every norm.
+
+    Each source is a folder of `bnfold train --log`, or a checkpoint, of which only the activations are known. Several
+    are drawn into the same curves, such as one with BN and one without.
+    """
+    from bnfold.files import check_output, replacing
+    from bnfold.report import html, training
+
+    html.require()
+    check_output(output)
+    from bnfold.models.story import story
+
+    page = training.html(story(sources, data=data))
+    with replacing(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")

@@ -1,0 +1,135 @@
+"""Conv and ConvTranspose: a BatchNormalization behind them is hoisted into them, one before them sinks into them."""
+
+from __future__ import annotations
+
+from tests.cases.base import case
+
+# A second reader of the value between convolution and BatchNormalization, which wants it as it is.
+_OUTPUT_1D = {"=> (T[n,c,w] y)": "=> (T[n,c,w] y, T[n,c,w] a)"}
+_OUTPUT = {"=> (T[n,c,h,w] y)": "=> (T[n,c,h,w] y, T[n,c,h,w] a)"}
+_OUTPUT_3D = {"=> (T[n,c,d,h,w] y)": "=> (T[n,c,d,h,w] y, T[n,c,d,h,w] a)"}
+
+CASES = (
+    # Behind: W' = s·W, b' = s·b + t.
+    case("Conv 1d, BN", "(T[N,3,8] x) => (T[n,c,w] y) { a = Conv(x, w[4,3,3])  y = BN(a, A.4) }",
+         "Conv", "hoist", twin=_OUTPUT_1D, kept="graph-output"),
+    case("Conv 2d, BN", "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv(x, w[4,3,3,3], b[4])  y = BN(a, A.4) }",
+         "Conv", "hoist", twin=_OUTPUT, kept="graph-output"),
+    case("Conv 3d, BN", "(T[N,3,4,4,4] x) => (T[n,c,d,h,w] y) { a = Conv(x, w[4,3,2,2,2])  y = BN(a, A.4) }",
+         "Conv", "hoist", twin=_OUTPUT_3D, kept="graph-output"),
+    case("Conv grouped, BN",
+         "(T[N,4,8,8] x) => (T[n,c,h,w] y) { a = Conv <group = 2> (x, w[6,2,3,3])  y = BN(a, A.6) }",
+         "Conv", "hoist", twin={"Conv <group = 2> (x, w[6,2,3,3])": "Conv <group = 2> (x, w)",
+                                "(T[N,4,8,8] x)": "(T[N,4,8,8] x, T[6,2,3,3] w)"}, kept="variable-operand"),
+    case("Conv depthwise, BN",
+         "(T[N,4,8,8] x) => (T[n,c,h,w] y) { a = Conv <group = 4> (x, w[8,1,3,3])  y = BN(a, A.8) }",
+         "Conv", "hoist", twin=_OUTPUT, kept="graph-output"),
+    case("Conv strided and padded, BN",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv <strides = [2,2], pads = [1,1,1,1]> (x, w[4,3,3,3])"
+         "  y = BN(a, A.4) }",
+         "Conv", "hoist", twin=_OUTPUT, kept="graph-output"),
+    case("Conv dilated, BN",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv <dilations = [2,2]> (x, w[4,3,3,3])  y = BN(a, A.4) }",
+         "Conv", "hoist", twin=_OUTPUT, kept="graph-output"),
+    case("Conv auto_pad, BN",
+         '(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv <auto_pad = "SAME_UPPER"> (x, w[4,3,3,3])  y = BN(a, A.4) }',
+         "Conv", "hoist", twin=_OUTPUT, kept="graph-output"),
+    case("Conv with an empty bias, BN",
+         '(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv(x, w[4,3,3,3], "")  y = BN(a, A.4) }',
+         "Conv", "hoist", twin=_OUTPUT, kept="graph-output"),
+    case("Conv, BN of one scale",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv(x, w[4,3,3,3], b[4])  y = BN1(a, A.4) }",
+         "Conv", "hoist", twin={"b[4]": "b", "(T[N,3,8,8] x)": "(T[N,3,8,8] x, T[4] b)"}, kept="graph-input"),
+    case("ConvTranspose 1d, BN", "(T[N,3,8] x) => (T[n,c,w] y) { a = ConvTranspose(x, w[3,4,3])  y = BN(a, A.4) }",
+         "ConvTranspose", "hoist", twin=_OUTPUT_1D, kept="graph-output"),
+    case("ConvTranspose 2d, BN",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = ConvTranspose <strides = [2,2], pads = [1,1,1,1]>"
+         " (x, w[3,4,4,4], b[4])  y = BN(a, A.4) }",
+         "ConvTranspose", "hoist", twin=_OUTPUT, kept="graph-output"),
+    case("ConvTranspose grouped, BN",
+         "(T[N,4,6,6] x) => (T[n,c,h,w] y) { a = ConvTranspose <group = 2, strides = [2,2]> (x, w[4,3,2,2])"
+         "  y = BN(a, A.6) }",
+         "ConvTranspose", "hoist", twin={"w[4,3,2,2])": "w)", "(T[N,4,6,6] x)": "(T[N,4,6,6] x, T[4,3,2,2] w)"},
+         kept="variable-operand"),
+    case("ConvTranspose 3d grouped, BN",
+         "(T[N,4,3,3,3] x) => (T[n,c,d,h,w] y) { a = ConvTranspose <group = 2> (x, w[4,2,2,2,2])  y = BN(a, A.4) }",
+         "ConvTranspose", "hoist", twin=_OUTPUT_3D, kept="graph-output"),
+    # Before: W' = W·s, b' = b + Σ W·t; zero padding admits a scale and no shift.
+    case("BN, Conv 1d", "(T[N,3,8] x) => (T[n,c,w] y) { a = BN(x, A.3)  y = Conv(a, w[4,3,3]) }",
+         "Conv", "sink", twin={"Conv(a": "Conv <pads = [1,0]> (a"}, kept="padding"),
+    case("BN, Conv 2d", "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.3)  y = Conv(a, w[4,3,3,3], b[4]) }",
+         "Conv", "sink", twin={"Conv(a": "Conv <pads = [1,1,1,1]> (a"}, kept="padding"),
+    case("BN, Conv 3d", "(T[N,3,4,4,4] x) => (T[n,c,d,h,w] y) { a = BN(x, A.3)  y = Conv(a, w[4,3,2,2,2]) }",
+         "Conv", "sink", twin={"Conv(a": "Conv <pads = [1,1,1,1,1,1]> (a"}, kept="padding"),
+    case("BN, Conv grouped",
+         "(T[N,4,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.4)  y = Conv <group = 2> (a, w[6,2,3,3]) }",
+         "Conv", "sink", twin={"<group = 2>": "<group = 2, pads = [0,0,0,1]>"}, kept="padding"),
+    case("BN, Conv depthwise",
+         "(T[N,4,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.4)  y = Conv <group = 4> (a, w[8,1,3,3]) }",
+         "Conv", "sink", twin={"<group = 4>": '<group = 4, auto_pad = "SAME_LOWER">'}, kept="padding"),
+    case("BN, Conv strided and dilated",
+         "(T[N,3,9,9] x) => (T[n,c,h,w] y) { a = BN(x, A.3)"
+         "  y = Conv <strides = [2,2], dilations = [2,2]> (a, w[4,3,3,3]) }",
+         "Conv", "sink", twin={"dilations": "pads = [0,1,0,0], dilations"}, kept="padding"),
+    case("BN, Conv auto_pad VALID",
+         '(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.3)  y = Conv <auto_pad = "VALID"> (a, w[4,3,3,3]) }',
+         "Conv", "sink", twin={"VALID": "SAME_UPPER"}, kept="padding"),
+    case("BN, Conv 1×1 auto_pad SAME pads nothing",
+         '(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.3)  y = Conv <auto_pad = "SAME_UPPER"> (a, w[4,3,1,1]) }',
+         "Conv", "sink", twin={"w[4,3,1,1]": "w[4,3,2,2]"}, kept="padding"),
+    case("BN, Conv auto_pad SAME whose windows fit",
+         '(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.3)'
+         '  y = Conv <auto_pad = "SAME_LOWER", strides = [2,4]> (a, w[4,3,2,3]) }',
+         "Conv", "sink", twin={"strides = [2,4]": "strides = [2,2]"}, kept="padding"),
+    case("BN without shift, Conv padded",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = BN0(x, A.3)  y = Conv <pads = [1,1,1,1]> (a, w[4,3,3,3]) }",
+         "Conv", "sink", twin={"BN0": "BN"}, kept="padding"),
+    case("BN, ConvTranspose 1×1",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.3)  y = ConvTranspose(a, w[3,4,1,1]) }",
+         "ConvTranspose", "sink", twin={"w[3,4,1,1]": "w[3,4,2,2]"}, kept="padding"),
+    case("BN, ConvTranspose 1×1 dilated",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.3)  y = ConvTranspose <dilations = [2,2]> (a, w[3,4,1,1]) }",
+         "ConvTranspose", "sink", twin={"[2,2]>": "[2,2], output_padding = [1,1]>"}, kept="padding"),
+    case("BN, ConvTranspose 1×1 grouped",
+         "(T[N,4,8] x) => (T[n,c,w] y) { a = BN(x, A.4)  y = ConvTranspose <group = 2> (a, w[4,3,1]) }",
+         "ConvTranspose", "sink", twin={"<group = 2>": "<group = 2, strides = [2]>"}, kept="padding"),
+    case("BN without shift, ConvTranspose overlapping",
+         "(T[N,4,8,8] x) => (T[n,c,h,w] y) { a = BN0(x, A.4)  y = ConvTranspose <group = 2> (a, w[4,3,3,3]) }",
+         "ConvTranspose", "sink", twin={"BN0": "BN"}, kept="padding"),
+    # Both sides, chains, sharing.
+    case("BN, Conv, BN", "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.3)  b = Conv(a, w[4,3,3,3])  y = BN(b, B.4) }",
+         "Conv", "", twin={"Conv(a": "Conv <pads = [1,1,1,1]> (a"}, left="BatchNormalization Conv", kept="padding"),
+    case("Conv, BN, BN, BN",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv(x, w[4,3,3,3])  b = BN(a, A.4)  d = BN(b, B.4)  y = BN(d, C.4) }",
+         "Conv", "hoist", twin={"=> (T[n,c,h,w] y)": "=> (T[n,c,h,w] y, T[n,c,h,w] b)"},
+         left="Conv Mul Add"),
+    case("Conv, BN, Relu, Conv, BN, Relu",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv <pads = [1,1,1,1]> (x, w[4,3,3,3])  b = BN(a, A.4)  d = Relu(b)"
+         "  e = Conv <pads = [1,1,1,1]> (d, v[4,4,3,3])  f = BN(e, B.4)  y = Relu(f) }",
+         "Conv Relu Conv Relu", "hoist",
+         twin={"b = BN(a, A.4)  d = Relu(b)": "d = Relu(a)  b = BN(d, A.4)", "(d, v": "(b, v"},
+         left="Conv Relu BatchNormalization Conv Relu", kept="negative-scale", twin_by="hoist"),
+    case("Conv weight shared by two convolutions",
+         "(T[N,3,8,8] x, T[N,3,8,8] z) => (T[n,c,h,w] y, T[p,c,h,w] u) "
+         "{ a = Conv(x, w[4,3,3,3], b[4])  y = BN(a, A.4)  d = Conv(z, w, b)  u = BN(d, B.4) }",
+         "Conv Conv", "hoist", twin={"u = BN(d, B.4)": "u = Relu(d)", "y = BN(a, A.4)": "e = Relu(a)  y = BN(e, A.4)"},
+         kept="negative-scale", left="Conv Relu BatchNormalization Conv Relu"),
+    case("Conv weight shared, one convolution folded",
+         "(T[N,3,8,8] x, T[N,3,8,8] z) => (T[n,c,h,w] y, T[p,c,h,w] u) "
+         "{ a = Conv(x, w[4,3,3,3], b[4])  y = BN(a, A.4)  u = Conv(z, w, b) }",
+         "Conv Conv", "hoist", twin={"=> (T[n,c,h,w] y,": "=> (T[n,c,h,w] y, T[n,c,h,w] a,"}, kept="graph-output"),
+    case("Conv read by two equal BNs",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y, T[n,c,h,w] z) "
+         "{ a = Conv(x, w[4,3,3,3])  y = BN(a, A.4)  b = Relu(a)  d = Conv(b, v[2,4,1,1])  z = BN(d, B.2) }",
+         "Conv BatchNormalization Relu Conv", "hoist", also="other-readers",
+         twin={"v[2,4,1,1]": "v", "(T[N,3,8,8] x)": "(T[N,3,8,8] x, T[2,4,1,1] v)"},
+         kept="other-readers variable-operand"),
+    case("BN read by two convolutions",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y, T[n,d,p,q] z) "
+         "{ a = BN(x, A.3)  y = Conv(a, w[4,3,3,3])  z = Conv(a, v[2,3,1,1]) }",
+         "Conv Conv", "sink", twin={"v[2,3,1,1]": "v", "(T[N,3,8,8] x)": "(T[N,3,8,8] x, T[2,3,1,1] v)"},
+         kept="variable-operand"),
+    case("Conv of an overridable weight",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv(x, w[4,3,3,3])  y = BN(a, A.4) }",
+         "Conv", "hoist", twin={"(T[N,3,8,8] x)": "(T[N,3,8,8] x, T[4,3,3,3] w)"}, kept="overridable"),
+)  # fmt: skip

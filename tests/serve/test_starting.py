@@ -1,0 +1,160 @@
+"""Coming up: what is wrong is said in a line; what is right is counted, over TLS too, on a disk that is read-only."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bnfold.errors import UsageError
+from bnfold.serve.settings import Settings
+from bnfold.serve.supervise import serve
+from tests.conftest import REPOSITORY
+from tests.serve import zoo
+from tests.serve.conftest import PATIENCE, Server
+
+Launch = Callable[..., Server]
+
+
+def fails(*words: object) -> tuple[int, str]:
+    """Exit code and last line of a server that can't start."""
+    command = [sys.executable, "-m", "bnfold", "serve", *(str(word) for word in words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=REPOSITORY)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr.strip().splitlines()[-1]
+
+
+FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+
+
+@pytest.mark.parametrize("taken", ["--http-port", "--grpc-port", "--metrics-port"])
+def test_a_port_in_use(tmp_path: Path, taken: str) -> None:
+    path = zoo.write(zoo.times(2.0), tmp_path)
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        place.listen()
+        port = place.getsockname()[1]
+        code, line = fails(path, *FREE, taken, port)
+    assert code == 4 and line.startswith(f"bnfold: 127.0.0.1:{port}: ") and "in use" in line
+
+
+WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
+    "no such file": (("nowhere.onnx",), 4, "no such file"),
+    "an empty folder": (("empty",), 4, "holds no model"),
+    "not a model": (("pyproject.toml",), 4, "is not an ONNX model"),
+    "a bad name": (("{model}", "--name", "a/b"), 2, "--name a/b"),
+    "a name for a repository": (("{root}", "--name", "a"), 2, "is a repository"),
+    "a provider that is not there": (("{model}", "--provider", "nonsense"), 4, "provider 'nonsense'"),
+    "an address that is not ours": (("{model}", "--host", "192.0.2.1"), 4, "192.0.2.1"),
+    "a certificate without key": (("{model}", "--tls-cert", "x"), 2, "go together"),
+    "no certificate": (("{model}", "--tls-cert", "x", "--tls-key", "y"), 4, "x, y"),
+    "no token": (("{model}", "--token-file", "x"), 4, "x: the token can't be read"),
+    "a short token": (("{model}", "--token-file", "{short}"), 4, "at least 16"),
+    "threads": (("{model}", "--threads", "0"), 2, "--threads"),
+    "a port": (("{model}", "--http-port", "70000"), 2, "--http-port"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_can_not_be_started_says_why(tmp_path: Path, case: str) -> None:
+    words, code, text = WRONG[case]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "short").write_text("abc")
+    model = zoo.write(zoo.times(2.0), tmp_path / "root" / "double")
+    places = {"model": model, "root": tmp_path / "root", "short": tmp_path / "short"}
+    filled = [str(tmp_path / "empty") if word == "empty" else word.format(**places) for word in words]
+    found, line = fails(*FREE, *filled)
+    assert (found, text in line) == (code, True), (found, line)
+
+
+def test_a_disk_that_can_not_be_written_is_not_needed(launch: Launch, tmp_path: Path) -> None:
+    """The model's folder is read-only, and so is the temporary one: serving writes nothing."""
+    path = zoo.write(zoo.times(2.0), tmp_path / "double")
+    path.chmod(0o444)
+    path.parent.chmod(0o555)
+    before = sorted(tmp_path.rglob("*"))
+    server = launch(tmp_path)
+    np.testing.assert_array_equal(server.infer("double", x=[[1, 2, 3]])["y"], [[2, 4, 6]])
+    assert server.stop() == 0 and sorted(tmp_path.rglob("*")) == before
+    path.parent.chmod(0o755)
+
+
+def test_tls(launch: Launch, tmp_path: Path) -> None:
+    import ssl
+    import urllib.request
+
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", str(key), "-out", str(cert)],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if made.returncode:
+        pytest.skip("no openssl here")
+    import tritonclient.grpc as rpc
+
+    server = launch(zoo.repository(tmp_path / "r", "double"), "--tls-cert", cert, "--tls-key", key)
+    context = ssl.create_default_context(cafile=str(cert))
+    with urllib.request.urlopen(f"https://127.0.0.1:{server.http}/v2/health/ready", context=context) as answer:
+        assert answer.status == 200
+    with rpc.InferenceServerClient(f"localhost:{server.grpc}", ssl=True, root_certificates=str(cert)) as client:
+        tensor = rpc.InferInput("x", [1, 3], "FP32").set_data_from_numpy(np.ones((1, 3), np.float32))
+        assert client.infer("double", [tensor]).as_numpy("y")[0, 0] == 2
+    with pytest.raises(OSError):
+        server.call("GET", "/v2")
+    assert server.stop() == 0
+
+def test_counters_are_the_clients(launch: Launch, tmp_path: Path) -> None:
+    """Statistics, own metrics and Triton's, over both transports: each says what the clients counted."""
+    import tritonclient.grpc as rpc
+
+    server = launch(zoo.repository(tmp_path, "double"), "--max-batch", 4)
+    good, bad = 37, 11
+    for number in range(good):
+        server.infer("double", x=np.ones((1 + number % 3, 3)))
+    for _ in range(bad):
+        assert server.post("/v2/models/double/infer", {"inputs": [{}]})[0] == 400
+        assert server.post("/v2/models/double/infer", {"inputs": []})[0] == 400
+    with rpc.InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
+        tensor = rpc.InferInput("x", [2, 3], "FP32").set_data_from_numpy(np.ones((2, 3), np.float32))
+        for _ in range(5):
+            client.infer("double", [tensor])
+        over_grpc = client.get_inference_statistics("double", as_json=True)["model_stats"][0]
+    rows = sum(1 + number % 3 for number in range(good)) + 10
+    stats = server.get("/v2/models/double/stats")[1]["model_stats"][0]
+    assert stats["inference_stats"]["success"]["count"] == good + 5
+    assert stats["inference_stats"]["fail"]["count"] == bad  # the ones that were no inference request are nobody's
+    assert (stats["inference_count"], int(over_grpc["inference_count"])) == (rows, rows)
+    assert stats["execution_count"] == good + 5 == sum(b["compute_infer"]["count"] for b in stats["batch_stats"])
+    text = server.call("GET", "/metrics", port=server.metrics)[2].decode()
+    labels = 'model="double",version="1"'
+    for line in (
+        f"nv_inference_request_success_total{{{labels}}} {good + 5}.0",
+        f"nv_inference_request_failure_total{{{labels}}} {bad}.0",
+        f"nv_inference_count_total{{{labels}}} {rows}.0",
+        f"bnfold_request_seconds_count{{{labels}}} {good + 5}.0",
+        f'bnfold_request_seconds_bucket{{le="+Inf",{labels}}} {good + 5}.0',
+        f"bnfold_current_version{{{labels}}} 1.0",
+        "bnfold_pending_requests 0.0",
+        "bnfold_ready 1.0",
+    ):
+        assert line in text, line
+    assert server.stop() == 0
+
+
+def test_serving_needs_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A plain install has no gRPC: one line says what to install, from the supervised worker too."""
+    monkeypatch.delitem(sys.modules, "bnfold.serve.app", raising=False)
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(UsageError, match=r'serving needs grpc: pip install "bnfold\[serve\]"'):
+        serve(Settings(zoo.write(zoo.times(2.0), tmp_path)))
+    monkeypatch.undo()
+    (tmp_path / "grpc.py").write_text("raise ModuleNotFoundError('no gRPC here', name='grpc')\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for options in ((), ("--no-supervise",)):
+        assert fails("model.onnx", *FREE, *options) == (2, 'bnfold: serving needs grpc: pip install "bnfold[serve]"')

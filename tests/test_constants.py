@@ -1,0 +1,92 @@
+"""Attributes and constants as the rules read them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from bnfold.constants import attr
+from bnfold.graph import annotate, tensor
+from bnfold.rewrite import rewrite
+from tests.graphs import at_runtime, build, feeds
+
+
+def test_a_float_attribute_has_the_precision_of_onnx() -> None:
+    """An exporter's model in memory may hold a Python float that its file will round."""
+    node = ir.node("Op", [], {"a": ir.AttrFloat32("a", 1e-5), "b": ir.AttrFloat32s("b", [0.1, 0.5])})
+    assert attr(node, "a", None) == float(np.float32(1e-5))
+    assert list(attr(node, "b", None)) == [float(np.float32(0.1)), 0.5]
+    assert attr(node, "c", 0.1) == 0.1
+
+
+def test_a_model_in_memory_folds_as_its_file_does() -> None:
+    text = "(T[N,4] x) => (T[n,c] y) { a = MatMul(x, w[4,256])  y = BN(a, A.256) }"
+    model = ir.from_proto(build(text, constants={"A_var": np.random.default_rng(0).uniform(0.0, 1e-4, 256)}))
+    norm = next(node for node in model.graph if node.op_type == "BatchNormalization")
+    norm.attributes["epsilon"] = ir.AttrFloat32("epsilon", 1e-5)
+    stored = ir.from_proto(ir.to_proto(model))
+    rewrite(model)
+    rewrite(stored)
+    ours, theirs = ir.to_proto(model), ir.to_proto(stored)
+    assert ours.SerializeToString(deterministic=True) == theirs.SerializeToString(deterministic=True)
+
+
+_VECTOR, _MATRIX = np.arange(4.0) + 1.0, np.arange(12.0).reshape(4, 3) - 5.0
+_CODES = np.array([-3, 0, 7, 120], np.int8)
+
+
+@pytest.mark.parametrize(
+    ("call", "constants"),
+    [
+        ("Slice(k, {3}, {-9}, {0}, {-2})", {"k": _MATRIX}),
+        ("Slice(k, {1}, {3})", {"k": _MATRIX}),
+        ('Slice(k, {1}, {3}, "", {2})', {"k": _MATRIX}),
+        ("Split <axis = 0> (k, {1,3})", {"k": _MATRIX}),
+        ("Gather <axis = 1> (k, {2,0,-1})", {"k": _MATRIX}),
+        ("Flatten <axis = -1> (k)", {"k": _MATRIX}),
+        ("Tile(k, {2,1})", {"k": _MATRIX}),
+        ("Where(p, k, l)", {"p": _MATRIX > 0, "k": _MATRIX, "l": 2.0}),
+        ("Max(k, l, 0.5)", {"k": _MATRIX, "l": -_MATRIX}),
+        ("Min(k, l)", {"k": _MATRIX, "l": -_MATRIX}),
+        ("MatMul(k, l)", {"k": _MATRIX.T, "l": _VECTOR}),
+        ("ReduceMean <keepdims = 0> (k, {1})", {"k": _MATRIX}),
+        ("ReduceSum(k, {-2})", {"k": _MATRIX}),
+        ("ReduceSum <noop_with_empty_axes = 1> (k)", {"k": _MATRIX}),
+        ("ReduceMax(k)", {"k": _MATRIX}),
+        ("ReduceMin(k, {0, 1})", {"k": _MATRIX}),
+        ("DequantizeLinear(q, s, z)", {"q": _CODES, "s": 0.5, "z": np.int8(-3)}),
+        ("DequantizeLinear <axis = 0> (q, s)", {"q": _CODES, "s": _VECTOR}),
+        ("QuantizeLinear <axis = 1> (k, s, z)", {"k": 40.25 * _MATRIX, "s": _VECTOR[:3], "z": np.zeros(3, np.int8)}),
+        ("QuantizeLinear(k, s)", {"k": 40.25 * _MATRIX, "s": 2.5}),
+    ],
+)
+def test_constant_arithmetic_is_that_of_the_runtime(call: str, constants: dict[str, np.ndarray]) -> None:
+    """Values, shapes and types as ONNX Runtime computes them; the other parts of a Split as well."""
+    outputs = ["y", "u"] if call.startswith("Split") else ["y"]
+    kind = "uint8" if call.startswith("QuantizeLinear(") else "int8" if call.startswith("Quant") else "T"
+    declared = f"{kind} y, T u" if "u" in outputs else f"{kind} y"
+    text = f"(T[N] x) => ({declared}, T[N] v) {{ {', '.join(outputs)} = {call}  v = Relu(x) }}"
+    proto = build(text, constants=constants, opset=18)
+    model = ir.from_proto(proto)
+    annotate(model)
+    theirs = at_runtime(proto, feeds(proto))
+    for value in model.graph.outputs[: len(outputs)]:
+        held = tensor(value)
+        assert held is not None
+        ours = held.numpy()
+        assert (ours.dtype, ours.shape) == (theirs[value.name].dtype, theirs[value.name].shape)
+        np.testing.assert_array_equal(ours, theirs[value.name])
+
+
+@pytest.mark.parametrize(
+    "call", ["Tile(k, {100000,100000})", "Gather(k, i)", "MatMul(l, k)", "Mul(l, k)", "DequantizeLinear(q, s)"]
+)
+def test_constants_that_would_grow_are_left_alone(call: str) -> None:
+    """No more than 64 MB are computed, and a matrix of codes stays quantized."""
+    row, column, index = np.zeros((1, 3000)), np.zeros((3000, 1)), np.zeros(3000, np.int64)
+    constants = {"k": row, "l": column, "i": index, "q": np.zeros((2, 2), np.int8)}
+    used = {name: array for name, array in {**constants, "s": 0.5}.items() if name in call}
+    model = ir.from_proto(build(f"(T[N] x) => (T y, T[N] v) {{ y = {call}  v = Relu(x) }}", constants=used))
+    annotate(model)
+    assert tensor(model.graph.outputs[0]) is None

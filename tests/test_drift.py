@@ -1,0 +1,373 @@
+"""Drift: nothing on clean held-out digits; what happens to them is seen, ranked and, where it can be, mended."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+
+from bnfold.audit import audit, data, drift, recalibrate
+from bnfold.audit.moments import Moments
+from bnfold.audit.observe import observe, sites
+from bnfold.errors import InputError, ModelError, UsageError
+from bnfold.frozen import Frozen, recorded
+from bnfold.pipeline import optimize
+from tests.conftest import conv_bn
+from tests.drifting import CORRUPTIONS, Images
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
+from torch import nn  # noqa: E402
+
+from bnfold.export import export  # noqa: E402
+from bnfold.models import registry  # noqa: E402
+from bnfold.models.data import Split, load  # noqa: E402
+from bnfold.models.train import train  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def held_out() -> Split:
+    return load("digits").test
+
+
+@pytest.fixture(scope="module")
+def trained() -> Iterator[nn.Module]:
+    """A small residual network with nine BatchNorms, right on 19 of 20 held-out digits."""
+    yield train("resnet", load("digits"), epochs=6, kwargs={"width": 8}, quiet=True).module
+
+
+@pytest.fixture(scope="module")
+def digits(trained: nn.Module) -> ir.Model:
+    return export(trained, inputs="1x1x8x8")
+
+
+def feeds(images: Images, split: Split) -> dict[str, Any]:
+    return {"input": np.asarray(images, np.float32), "labels": split.labels}
+
+
+def test_clean_held_out_data_has_not_drifted(digits: ir.Model, held_out: Split) -> None:
+    report = audit(digits, feeds(held_out.images, held_out))
+    assert report.findings == () and report.exit_code == 0 and report.drift is not None
+    assert report.drift.score < 0.16 and report.drift.examples == len(held_out)
+    assert report.accuracy[0] is not None and report.accuracy[0] > 0.95
+    assert max(layer.median_shift for layer in report.drift.layers) < 0.16
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_what_happens_to_the_input_is_seen_and_ranked(digits: ir.Model, held_out: Split, name: str) -> None:
+    change, strengths = CORRUPTIONS[name]
+    reports = [audit(digits, feeds(change(held_out.images, by), held_out)) for by in strengths]
+    scores = [report.drift.score for report in reports if report.drift is not None]
+    assert scores == sorted(scores) and scores[0] > 0.1
+    assert all(report.exit_code == 1 for report in reports)
+    strongest = reports[-1]
+    assert any(finding.code.value == "drifted" for finding in strongest.findings)
+    assert strongest.drift is not None
+    distances = [layer.distance for layer in strongest.drift.layers]
+    assert distances == sorted(distances, reverse=True) and distances[0] == strongest.drift.score
+
+
+def test_inverted_data_is_off_by_more_than_a_quarter(digits: ir.Model, held_out: Split) -> None:
+    report = audit(digits, feeds(1 - held_out.images, held_out))
+    assert report.drift is not None and max(layer.median_shift for layer in report.drift.layers) > 0.27
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "lost"), [("blurred", 0.6, 0.1), ("brightened", 0.4, 0.05), ("dimmed", 0.3, 0.2)]
+)
+def test_recalibration_recovers_the_accuracy(
+    digits: ir.Model, held_out: Split, name: str, by: float, lost: float, tmp_path: Path
+) -> None:
+    change, _ = CORRUPTIONS[name]
+    given = feeds(change(held_out.images, by), held_out)
+    clean = audit(digits, feeds(held_out.images, held_out)).accuracy[0]
+    report = audit(digits, given, recalibrate=True)
+    before, after = report.accuracy
+    assert clean is not None and before is not None and after is not None
+    assert before < clean - lost and after > clean - 0.06
+    report.save(tmp_path / "new.onnx")
+    again = audit(tmp_path / "new.onnx", given)
+    assert again.exit_code == 0 and again.drift is not None and again.drift.score < 1e-5
+    assert again.accuracy[0] == after
+
+
+def test_recalibrated_statistics_are_those_of_one_batch_of_everything(
+    trained: nn.Module, digits: ir.Model, held_out: Split
+) -> None:
+    images = CORRUPTIONS["blurred"][0](held_out.images, 0.5)
+    one = copy.deepcopy(trained).double().train()
+    for part in one.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 1.0
+    with torch.no_grad():
+        one(torch.from_numpy(images).double())
+    model = digits.clone()
+    names = recalibrate.recalibrate(model, data.for_model(model, {"input": images}))
+    assert len(names) == 9
+    buffers = dict(one.named_buffers())
+    for site in sites(model)[0]:
+        prefix = site.frozen.name.partition("/")[0]
+        mean, var = (buffers[f"{prefix}.running_{what}"].numpy() for what in ("mean", "var"))
+        np.testing.assert_allclose(site.frozen.mean, mean, atol=1e-5, rtol=1e-5)
+        # PyTorch divides by n − 1.
+        np.testing.assert_allclose(site.frozen.var, var, rtol=1e-3)
+
+
+def test_a_folded_model_tells_the_same(digits: ir.Model, held_out: Split) -> None:
+    folded = optimize(digits, verify=False).model
+    given = feeds(CORRUPTIONS["brightened"][0](held_out.images, 0.2), held_out)
+    one, other = audit(digits, given), audit(folded, given)
+    assert one.drift is not None and other.drift is not None and other.batch_norms == 9
+    assert [f.code for f in one.findings] == [f.code for f in other.findings]
+    for mine, theirs in zip(one.drift.layers, other.drift.layers, strict=True):
+        assert mine.name == theirs.name
+        np.testing.assert_allclose(mine.shift, theirs.shift, atol=1e-4)
+        np.testing.assert_allclose(mine.ratio, theirs.ratio, rtol=1e-3)
+
+
+def test_a_folded_model_is_recalibrated_like_the_original(digits: ir.Model, held_out: Split) -> None:
+    images = CORRUPTIONS["dimmed"][0](held_out.images, 0.3)
+    outputs = []
+    for model in (digits.clone(), optimize(digits, verify=False).model):
+        given = data.for_model(model, {"input": images})
+        recalibrate.recalibrate(model, given)
+        got: list[np.ndarray] = []
+        observe(model, [], given, outputs=lambda out, got=got: got.append(out["output"]))
+        outputs.append(np.concatenate(got))
+        assert "bnfold.fold_map" not in model.metadata_props
+    np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-4)
+    assert {node.op_type for node in model.graph}.isdisjoint({"BatchNormalization", "Mul"})
+    again = audit(model, {"input": images})
+    assert again.drift is not None and again.drift.score < 1e-4 and len(again.drift.layers) == 9
+
+
+def test_a_module_tells_the_same(trained: nn.Module, digits: ir.Model, held_out: Split) -> None:
+    given = feeds(CORRUPTIONS["blurred"][0](held_out.images, 0.4), held_out)
+    one, other = audit(digits, given, recalibrate=True), audit(trained, given, recalibrate=True)
+    assert one.drift is not None and other.drift is not None and one.accuracy == other.accuracy
+    assert [f"{layer.name}/BatchNormalization" for layer in other.drift.layers] == [l.name for l in one.drift.layers]
+    for mine, theirs in zip(one.drift.layers, other.drift.layers, strict=True):
+        np.testing.assert_allclose(mine.shift, theirs.shift, atol=1e-4)
+
+
+def test_what_merging_hides_is_listed() -> None:
+    module = registry.build("repvgg", input_shape=(1, 8, 8), classes=10).eval()
+    model = export(module, inputs="1x1x8x8")
+    folded = optimize(model, verify=False).model
+    given = {"input": np.random.default_rng(0).normal(size=(80, 1, 8, 8)).astype(np.float32)}
+    report = audit(folded, given)
+    assert report.drift is not None and report.drift.unobserved
+    assert len(report.drift.layers) + len(report.drift.unobserved) == report.batch_norms == len(recorded(folded))
+    assert all("merged" in site.reason for site in report.drift.unobserved)
+    with pytest.raises(ModelError, match="recalibrate the model that this one was folded from"):
+        audit(folded, given, recalibrate=True)
+
+
+def test_gamma_0_hides_what_a_folded_layer_saw() -> None:
+    proto = conv_bn()
+    for tensor in proto.graph.initializer:
+        if tensor.name == "gamma0":
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros(4, np.float32), "gamma0"))
+        if tensor.name == "gamma1":
+            tensor.CopyFrom(numpy_helper.from_array(np.array([1, 0, 1, 1], np.float32), "gamma1"))
+    model = optimize(proto, verify=False).model
+    given = {"x": np.random.default_rng(0).normal(size=(100, 3, 8, 8)).astype(np.float32)}
+    report = audit(model, given)
+    assert report.drift is not None
+    assert [(site.name, "gamma is 0" in site.reason) for site in report.drift.unobserved] == [("bn0", True)]
+    (layer,) = report.drift.layers
+    assert np.isnan(layer.shift).tolist() == [False, True, False, False]
+
+
+# The statistics of the test itself
+
+
+@pytest.mark.parametrize("cuts", [(7,), (1, 2, 4), (3, 3, 1)])
+def test_moments_are_those_of_the_whole(cuts: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).normal(3.0, 2.0, (7, 5, 4, 3)).astype(np.float32)
+    seen = Moments(np.full(5, 2.5))
+    for part in np.split(x, np.cumsum(cuts)[:-1]):
+        seen.add(part, len(part))
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(seen.mean, wide.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(seen.var, wide.var((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(seen.highest, wide.max((0, 2, 3)))
+    per_example = wide.mean((2, 3))
+    np.testing.assert_allclose(seen.mean_error, per_example.std(0, ddof=1) / np.sqrt(7), rtol=1e-12)
+    scaled = seen.scaled(np.full(5, -2.0), np.zeros(5))
+    np.testing.assert_allclose(scaled.mean, -2 * (seen.mean - 2.5), rtol=1e-12)
+    np.testing.assert_allclose(scaled.var, 4 * seen.var, rtol=1e-12)
+    np.testing.assert_allclose(scaled.highest, -2 * (seen.lowest - 2.5), rtol=1e-12)
+
+
+def test_the_example_is_the_unit_of_the_sample() -> None:
+    """64 equal pixels are one observation: the errors are those of the examples, whatever the rows are called."""
+    values = np.random.default_rng(0).normal(size=(50, 3))
+    flat, spread, rows = Moments(np.zeros(3)), Moments(np.zeros(3)), Moments(np.zeros(3))
+    flat.add(values[:, :, None], 50)
+    spread.add(np.repeat(values[:, :, None], 64, 2), 50)
+    rows.add(np.repeat(values, 4, 0), 50)
+    for other in (spread, rows):
+        np.testing.assert_allclose(flat.mean_error, other.mean_error)
+        np.testing.assert_allclose(flat.var_error, other.var_error)
+
+
+def test_standard_errors_are_the_spread_over_samples() -> None:
+    random = np.random.default_rng(0)
+    means, variances, errors = [], [], []
+    for _ in range(400):
+        x = random.gamma(2.0, size=(100, 2, 1)) + random.normal(size=(100, 2, 6))
+        seen = Moments(np.zeros(2))
+        seen.add(x, 100)
+        means.append(seen.mean)
+        variances.append(seen.var)
+        errors.append((seen.mean_error, seen.var_error))
+    mean_error, var_error = np.mean(errors, 0)
+    np.testing.assert_allclose(np.std(means, 0), mean_error, rtol=0.12)
+    np.testing.assert_allclose(np.std(variances, 0), var_error, rtol=0.15)
+
+
+def one(name: str = "bn", channels: int = 3) -> Frozen:
+    zeros, ones = np.zeros(channels), np.ones(channels)
+    return Frozen(name, "x", "y", ones, zeros, zeros, ones, 0.0)
+
+
+def compared(x: np.ndarray, frozen: Frozen) -> drift.LayerDrift:
+    seen = Moments(frozen.mean)
+    seen.add(x, len(x))
+    (layer,) = drift.compare([(frozen, seen, np.ones(frozen.channels, bool))])
+    return layer
+
+
+def test_false_alarms_are_as_rare_as_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the demand that an effect be large, chance alone flags a channel in about 1 % of samples."""
+    monkeypatch.setattr(drift, "SHIFT", 0.0)
+    monkeypatch.setattr(drift, "RATIO", 1.0)
+    random, frozen = np.random.default_rng(0), one(channels=50)
+    alarms = sum(compared(random.normal(size=(100, 50, 1)), frozen).flagged.any() for _ in range(300))
+    assert alarms <= 12
+
+
+@pytest.mark.parametrize(("mean", "scale", "examples", "flagged"), [
+    (0.0, 1.0, 400, False),
+    (0.2, 1.0, 4000, False),   # certain, but small
+    (0.4, 1.0, 400, True),
+    (0.4, 1.0, 70, False),     # large, but it may be chance
+    (-0.4, 1.0, 400, True),
+    (0.0, 1.3, 4000, False),
+    (0.0, 2.0, 400, True),
+    (0.0, 0.5, 400, True),
+    (5.0, 1.0, 63, False),     # single channels are not judged by so few
+    (5.0, 1.0, 64, True),
+])  # fmt: skip
+def test_a_channel_is_flagged_if_it_is_large_and_certain(
+    mean: float, scale: float, examples: int, flagged: bool
+) -> None:
+    x = np.random.default_rng(1).normal(size=(examples, 3, 1))
+    x[:, 1] = mean + scale * x[:, 1]
+    layer = compared(x, one())
+    assert layer.flagged.tolist() == [False, flagged, False] and not layer.large
+
+
+def test_a_layer_is_flagged_by_its_median() -> None:
+    x = np.random.default_rng(1).normal(size=(400, 3, 1))
+    x[:, :2] += 0.5
+    assert compared(x, one()).large
+    assert compared(x[:20] + 2.0, one()).large and not compared(x[:20] + 0.3, one()).large
+    assert not compared(x[:7] + 9.0, one()).large  # so few are no sample
+
+
+def test_epsilon_is_part_of_the_scale() -> None:
+    """A vanishing variance is no reason to call a tiny shift large: the layer divides by √(var + epsilon)."""
+    frozen = Frozen("bn", "x", "y", np.ones(1), np.zeros(1), np.zeros(1), np.zeros(1), 1e-2)
+    layer = compared(np.full((100, 1, 1), 1e-3), frozen)
+    assert layer.median_shift == pytest.approx(1e-2) and not layer.flagged.any()
+
+
+def test_no_number_is_no_alarm() -> None:
+    frozen = Frozen("bn", "x", "y", np.ones(2), np.zeros(2), np.array([np.nan, 0.0]), np.array([1.0, -1.0]), 0.0)
+    layer = compared(np.ones((100, 2, 1)), frozen)
+    assert not layer.flagged.any() and not layer.large and layer.distance == 0.0
+    assert layer.to_dict()["worst"] == {"channel": 0, "shift": None, "ratio": None}
+
+
+# Data
+
+
+def gate(batch: str = "n") -> onnx.ModelProto:
+    row = f"float[{batch},2]"
+    text = f"""<ir_version: 9, opset_import: ["": 18]> g ({row} a, {row} b) => ({row} z)
+      <float[2] g = {{1, 1}}, float[2] o = {{0, 0}}, float[2] m = {{0, 0}}, float[2] v = {{1, 1}}> {{
+      s = Add(a, b)  y = BatchNormalization(s, g, o, m, v)  z = Softmax(y)
+    }}"""
+    return onnx.parser.parse_model(text)
+
+
+def test_several_inputs_and_a_fixed_batch() -> None:
+    random = np.random.default_rng(0)
+    given = {name: random.normal(size=(11, 2)).astype(np.float32) for name in "ab"}
+    for batch, used in (("n", 11), ("4", 8), ("1", 11)):
+        report = audit(gate(batch), {**given, "labels": np.arange(11) % 2})
+        assert report.drift is not None and report.drift.examples == used
+        expected = (given["a"] + given["b"])[:used].mean(0)
+        np.testing.assert_allclose(report.drift.layers[0].shift, expected / np.sqrt(1 + 1e-5), rtol=1e-4)
+        right = ((given["a"] + given["b"]).argmax(1) == np.arange(11) % 2)[:used].mean()
+        assert report.accuracy[0] == pytest.approx(right)
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"b": None}, "no array named 'b'"),
+    ({"c": np.ones((11, 2), np.float32)}, "'c' is no input"),
+    ({"a": np.ones((11, 3), np.float32)}, "does not fit"),
+    ({"a": np.ones((11, 2))}, "is float64, the model wants float32"),
+    ({"a": np.full((11, 2), np.nan, np.float32)}, "holds NaN"),
+    ({"a": np.ones((0, 2), np.float32), "b": np.ones((0, 2), np.float32)}, "does not fit"),
+    ({"labels": np.zeros(10, int)}, "10 labels for 11 examples"),
+    ({"labels": np.zeros((11, 2), int)}, "one per example"),
+    ({"labels": np.zeros(11)}, "give whole numbers"),
+])  # fmt: skip
+def test_data_that_does_not_fit(change: dict[str, Any], says: str) -> None:
+    given: dict[str, Any] = {name: np.ones((11, 2), np.float32) for name in "ab"} | change
+    with pytest.raises(InputError, match=says):
+        audit(gate(), {name: array for name, array in given.items() if array is not None})
+
+
+def test_an_input_called_y_is_no_label() -> None:
+    text = '<ir_version: 9, opset_import: ["": 18]> g (float[n,2] y) => (float[n,2] z) { z = Relu(y) }'
+    report = audit(onnx.parser.parse_model(text), {"y": np.ones((5, 2), np.float32)})
+    assert report.batch_norms == 0 and report.accuracy == (None, None) and report.exit_code == 0
+
+
+def test_recalibration_needs_data(model: ir.Model) -> None:
+    with pytest.raises(UsageError, match="needs data"):
+        audit(model, recalibrate=True)
+    with pytest.raises(UsageError, match="nothing was recalibrated"):
+        audit(model).save("x.onnx")
+
+
+def test_shared_statistics_come_apart() -> None:
+    """One initializer that two nodes read: each gets what it sees, and the model that was given stays as it is."""
+    text = """<ir_version: 9, opset_import: ["": 18]> g (float[n,2] a) => (float[n,2] z)
+      <float[2] g = {1, 1}, float[2] o = {0, 0}, float[2] m = {0, 0}, float[2] v = {1, 1}> {
+      y = BatchNormalization(a, g, o, m, v)  t = Sigmoid(y)  z = BatchNormalization(t, g, o, m, v)
+    }"""
+    given = ir.from_proto(onnx.parser.parse_model(text))
+    x = np.random.default_rng(0).normal(5, 3, (200, 2)).astype(np.float32)
+    before = ir.to_proto(given).SerializeToString(deterministic=True)
+    audit(given, {"a": x}, recalibrate=True)
+    assert ir.to_proto(given).SerializeToString(deterministic=True) == before
+    model = given.clone()
+    recalibrate.recalibrate(model, data.for_model(model, {"a": x}))
+    first, second = (site.frozen for site in sites(model)[0])
+    np.testing.assert_allclose(first.mean, x.mean(0), rtol=1e-5)
+    inner = 1 / (1 + np.exp(-(x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)))
+    np.testing.assert_allclose(second.mean, inner.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(second.var, inner.var(0), rtol=1e-4)

@@ -1,0 +1,242 @@
+"""Who may import whom, and what a verb may not pay for."""
+
+from __future__ import annotations
+
+import ast
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+FOLDERS = {"bnfold": "bnfold", "cli": "bnfold.cli", "models": "bnfold.models"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for folder, package in FOLDERS.items():
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            parts = path.relative_to(REPOSITORY / folder).with_suffix("").parts
+            yield ".".join((package, *(part for part in parts if part != "__init__"))), path
+
+
+MODULES = dict(modules())
+
+
+def imports(module: str) -> set[str]:
+    """Every module that is imported at run time, functions' own imports included; `if TYPE_CHECKING` is not."""
+    path = MODULES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            for child in node.orelse:
+                visit(child)
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *filter(None, [base])])
+            # `from bnfold import io` imports a module, `from bnfold.io import load` does not.
+            found.update(f"{base}.{alias.name}" for alias in node.names if f"{base}.{alias.name}" in MODULES)
+            found.add(base)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+IMPORTS = {module: imports(module) for module in MODULES}
+
+_MERGING = ("bnfold.foldreport", "bnfold.commit", "bnfold.graph", "bnfold.affine")
+_LAYERS = (
+    "bnfold.merging.terms", "bnfold.merging.layers", "bnfold.merging.kernels", "bnfold.merging.surgery",
+    "bnfold.merging.sizes", "bnfold.merging.costs",
+)  # fmt: skip
+
+# Importer, and all of this package that it may import. What is not named here may import what it needs of the rest.
+MAY: dict[str, tuple[str, ...]] = {
+    "bnfold.errors": (),
+    "bnfold.files": ("bnfold.errors",),
+    "bnfold.affine": ("bnfold.errors",),
+    "bnfold.derived": ("bnfold.affine", "bnfold.errors"),
+    "bnfold.constants": (),
+    "bnfold.skeleton": ("bnfold.soundness",),
+    "bnfold.soundness": ("bnfold.errors",),
+    "bnfold.numbering": (),
+    "bnfold.graph": (
+        "bnfold.constants", "bnfold.skeleton", "bnfold.affine", "bnfold.derived", "bnfold.shapes", "bnfold.errors",
+    ),
+    "bnfold.shapes": ("bnfold.graph", "bnfold.constants"),
+    "bnfold.rules": ("bnfold.rules", "bnfold.graph", "bnfold.derived", "bnfold.affine", "bnfold.errors"),
+    "bnfold.walk": ("bnfold.numbering", "bnfold.rules", "bnfold.graph", "bnfold.derived", "bnfold.affine"),
+    "bnfold.agreement": ("bnfold.walk", "bnfold.rules", "bnfold.graph", "bnfold.affine"),
+    "bnfold.plan": (
+        "bnfold.numbering", "bnfold.agreement", "bnfold.walk", "bnfold.constants", "bnfold.derived", "bnfold.rules",
+        "bnfold.graph", "bnfold.affine",
+    ),
+    "bnfold.joint": ("bnfold.numbering", "bnfold.plan", "bnfold.walk", "bnfold.rules", "bnfold.graph"),
+    "bnfold.functions": ("bnfold.rules",),
+    "bnfold.commit": ("bnfold.numbering", "bnfold.walk", "bnfold.graph", "bnfold.derived", "bnfold.affine"),
+    "bnfold.foldreport": ("bnfold.merging.costs", "bnfold.rules"),
+    "bnfold.merging": (
+        *_MERGING, "bnfold.merging", "bnfold.derived", "bnfold.constants", "bnfold.skeleton", "bnfold.rules",
+    ),
+    "bnfold.merging.costs": (),
+    "bnfold.merging.sizes": ("bnfold.graph", "bnfold.skeleton"),
+    "bnfold.merging.kernels": ("bnfold.merging.costs", "bnfold.affine"),
+    "bnfold.merging.layers": (
+        *_MERGING, "bnfold.merging.kernels", "bnfold.derived", "bnfold.constants", "bnfold.rules",
+    ),
+    "bnfold.merging.terms": (
+        *_MERGING, "bnfold.merging.layers", "bnfold.merging.kernels", "bnfold.merging.costs", "bnfold.rules",
+    ),
+    "bnfold.merging.surgery": ("bnfold.commit", "bnfold.graph"),
+    "bnfold.merging.parallel": (*_MERGING, *_LAYERS),
+    "bnfold.merging.sequential": (*_MERGING, *_LAYERS),
+    "bnfold.merging.exchange": (*_MERGING, *_LAYERS, "bnfold.merging.sequential", "bnfold.rules"),
+    "bnfold.merging.merge": (
+        *_MERGING, "bnfold.merging.parallel", "bnfold.merging.exchange", "bnfold.merging.sequential",
+        "bnfold.merging.sizes",
+    ),
+    "bnfold.rewrite": ("bnfold.graph", "bnfold.fold", "bnfold.foldreport", "bnfold.frozen", "bnfold.merging"),
+    "bnfold.fold": (
+        "bnfold.numbering", "bnfold.foldreport", "bnfold.frozen", "bnfold.functions", "bnfold.joint", "bnfold.plan",
+        "bnfold.walk",
+        "bnfold.commit", "bnfold.rules", "bnfold.graph",
+    ),
+    "bnfold.frozen": ("bnfold.graph", "bnfold.constants", "bnfold.affine"),
+    "bnfold.audit.health": ("bnfold.audit.findings", "bnfold.frozen", "bnfold.graph", "bnfold.affine"),
+    "bnfold.audit.findings": ("bnfold.errors",),
+    "bnfold.io": ("bnfold.skeleton", "bnfold.soundness", "bnfold.derived", "bnfold.files", "bnfold.errors"),
+    "bnfold.runtime": ("bnfold.probe", "bnfold.io", "bnfold.files", "bnfold.errors"),
+    "bnfold.simplify": ("bnfold.io", "bnfold.files", "bnfold.errors"),
+    "bnfold.report": ("bnfold.report", "bnfold.files", "bnfold.errors"),
+}
+
+# Imported, and those who may.
+ONLY = {
+    "bnfold.cli": ("bnfold.cli", "bnfold.__main__"),
+    "bnfold.models": (
+        "bnfold.models", "bnfold.cli", "bnfold.export", "bnfold.exporting", "bnfold.audit.loaded",
+    ),
+    "bnfold.plan": ("bnfold.fold", "bnfold.joint"),
+    "bnfold.pipeline": ("bnfold.cli", "bnfold.serve"),
+    "bnfold.runtime": (
+        "bnfold.verify", "bnfold.bench", "bnfold.serve", "bnfold.doctor", "bnfold.cli", "bnfold.audit", "bnfold.probe",
+        "bnfold.exporting",
+    ),
+    "onnxruntime": ("bnfold.runtime",),
+    "torch": ("bnfold.export", "bnfold.exporting", "bnfold.audit", "bnfold.verify", "bnfold.models"),
+    "lightning": ("bnfold.models",),
+    "sklearn": ("bnfold.models",),
+    "onnxsim": ("bnfold.simplify",),
+    "starlette": ("bnfold.serve",),
+    "uvicorn": ("bnfold.serve",),
+    "orjson": ("bnfold.serve",),
+    "grpc": ("bnfold.serve",),
+    "prometheus_client": ("bnfold.serve",),
+    "rich": ("bnfold.cli", "bnfold.report", "bnfold.models"),
+    "click": ("bnfold.cli",),
+    "jinja2": ("bnfold.report.html",),
+    "pytest": ("bnfold.pytest_plugin",),
+    "onnx.helper": (),
+}
+
+
+@pytest.mark.parametrize("importer", MAY)
+def test_a_layer_imports_only_what_is_below_it(importer: str) -> None:
+    for module in (name for name in MODULES if within(name, importer)):
+        own = {name for name in IMPORTS[module] if within(name, "bnfold") and name != "bnfold"}
+        assert {name for name in own if not within(name, *MAY[importer])} == set(), module
+
+
+@pytest.mark.parametrize("imported", ONLY)
+def test_only_these_import_it(imported: str) -> None:
+    importers = {module for module, found in IMPORTS.items() if any(within(name, imported) for name in found)}
+    assert {module for module in importers if not within(module, *ONLY[imported])} == set()
+
+
+def test_the_tables_name_what_exists() -> None:
+    """A renamed module must not slip out of its rule."""
+    named = {*MAY, *(name for names in (*MAY.values(), *ONLY.values()) for name in names)}
+    assert {name for name in named if name not in MODULES} == set()
+    assert any("torch" in found for found in IMPORTS.values())  # the scan sees what it looks for
+
+
+def loaded(*arguments: str) -> set[str]:
+    """The top-level modules that `bnfold ARGUMENTS` has imported by its end."""
+    code = (
+        "import sys, json\nfrom bnfold.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as e: code = e.code\n"
+        "print('\\n' + json.dumps([code or 0, sorted({name.partition('.')[0] for name in sys.modules})]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    code, names = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0, done.stderr
+    return set(names)
+
+
+HEAVY = {"torch", "onnxruntime", "onnx", "onnx_ir", "onnxscript", "onnxsim", "numpy", "rich", "lightning", "sklearn"}
+
+
+@pytest.mark.parametrize(
+    "verb", ["", "train", "export", "inspect", "optimize", "verify", "audit", "bench", "serve", "package", "doctor"]
+)
+def test_help_imports_nothing_heavy(verb: str) -> None:
+    assert loaded(*filter(None, [verb]), "--help") & HEAVY == set()
+
+
+def test_inspect_needs_neither_torch_nor_a_runtime(model_file: Path) -> None:
+    assert loaded("inspect", str(model_file)) & {"torch", "onnxruntime", "onnxsim"} == set()
+
+
+def test_an_audit_of_an_onnx_model_needs_no_torch(model_file: Path) -> None:
+    assert loaded("audit", str(model_file), "--allow", "dead-gamma") & {"torch", "onnxsim", "onnxscript"} == set()
+
+
+def test_optimize_verify_and_bench_need_no_torch(model_file: Path, tmp_path: Path) -> None:
+    folded = str(tmp_path / "folded.onnx")
+    light = {"torch", "onnxsim", "onnxscript"}
+    assert loaded("optimize", str(model_file), "-o", folded) & light == set()
+    assert loaded("verify", str(model_file), folded) & light == set()
+    assert loaded("bench", str(model_file), folded, "--rounds", "3") & light == set()
+
+
+def test_help_comes_at_once() -> None:
+    """0.4 s is the limit for a person; CPU time, and the best of five, keep a busy machine out of it."""
+    times = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "bnfold", "--help"], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(times) < 0.4
+
+
+@pytest.mark.parametrize("first", ["import bnfold.verify.verdict", "from bnfold.verify import verify", "pass"])
+def test_a_function_is_callable_whatever_was_imported_before(first: str, model_file: Path) -> None:
+    """`bnfold.verify` is a package and a function; neither import order may hide the other."""
+    code = f"{first}\nimport bnfold, sys\nprint(bnfold.verify(sys.argv[1], sys.argv[1], samples=1).status)"
+    done = subprocess.run([sys.executable, "-c", code, model_file], capture_output=True, text=True, check=True)
+    assert done.stdout == "pass\n"
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    code = "import sys, bnfold; dir(bnfold); print([name for name in sys.modules if name.startswith('bnfold.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,184 @@
+"""Models that onnx's checker accepts though no runtime would run them, and valid ones that were mistaken for such."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import bnfold
+from bnfold import io
+from bnfold.errors import ModelError
+from bnfold.fold import FoldReport
+from tests.conftest import conv_bn
+from tests.graphs import build, operators
+
+CONV = "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv(x, w[4,3,3,3])  y = BN(a, A.4) }"
+FUNCTION = """(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv(x, w[4,3,3,3])  y = local.Normed(a, g[4], b[4], m[4], v) }
+    <domain: "local", opset_import: ["" : 15]> Normed (x, g, b, m, v) => (y)
+    { d = BatchNormalization <epsilon = 0.0625> (x, g, b, m, v)  y = Relu(d) }"""
+
+
+def optimized(proto: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, FoldReport]:
+    onnx.save(proto, folder / "in.onnx")
+    done = bnfold.optimize(folder / "in.onnx", verify=False, simplify="never")
+    done.save(folder / "out.onnx")
+    return onnx.load(folder / "out.onnx"), done.report
+
+
+# Refused -------------------------------------------------------------------------------------------------------------
+
+
+def _cut_short(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.raw_data = tensor.raw_data[:-4]
+
+
+def _too_few(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    values = numpy_helper.to_array(tensor).reshape(-1)
+    tensor.ClearField("raw_data")
+    tensor.float_data.extend(values[1:])
+
+
+def _negative(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[0] = -1
+
+
+def _parameter(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute.add(name="group", ref_attr_name="g", type=onnx.AttributeProto.INT)
+
+
+def _no_text(model: onnx.ModelProto) -> None:
+    # Shape inference of onnx 1.23 never comes back from this.
+    del model.graph.node[:]
+    node = model.graph.node.add(op_type="Einsum", input=["x", "x"], output=["y"])
+    node.attribute.add(name="equation", s=b"a\xff,ab->ab", type=onnx.AttributeProto.STRING)
+
+
+def _no_name(model: onnx.ModelProto) -> None:
+    data = model.SerializeToString().replace(b"Conv", b"Co\xc0\xbf")
+    model.ParseFromString(data)
+    model.graph.node[0].domain = "local"
+    model.opset_import.add(domain="local", version=1)
+
+
+def _device(model: onnx.ModelProto) -> None:
+    model.graph.node[0].device_configurations.add()
+
+
+@pytest.mark.parametrize(
+    ("damage", "saying"),
+    [
+        (_cut_short, "bytes of 432"),
+        (_too_few, "cannot reshape"),
+        (_negative, "dimensions [-1"),
+        (_parameter, "parameter of a function"),
+        (_no_text, "not valid UTF-8"),
+        (_no_name, "not valid UTF-8"),
+        (_device, "configuration"),
+    ],
+)
+def test_it_is_refused_when_it_is_read(damage: Callable[[onnx.ModelProto], None], saying: str, tmp_path: Path) -> None:
+    model = build(CONV)
+    damage(model)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError) as refused:
+        io.load(tmp_path / "m.onnx")
+    assert saying in str(refused.value) and "m.onnx" in str(refused.value)
+
+
+# Kept ----------------------------------------------------------------------------------------------------------------
+
+
+def _wrong_rank(model: onnx.ModelProto) -> None:
+    model.graph.node[1].attribute[0].ints.pop()
+
+
+TRANSPOSED = """(T[N,3,4,4] x) => (T[n,h,w,c] y)
+    { a = Conv(x, w[4,3,1,1])  b = Transpose <perm = [0,2,3,1]> (a)  y = Mul(b, s[4]) }"""
+SPLIT = """(T[2,4,8,8] x) => (T[n,c,h,w] y)
+    { a = BN(x, A.4)  d, e = Split <axis = 1> (a, {900000000,3})  f = Conv(d, w[2,2,1,1])  g = Conv(e, v[2,2,1,1])
+      y = Concat <axis = 1> (f, g) }"""
+
+
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        (CONV.replace("A.4", "A.5"), None),
+        ("(T[N,4,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.4)  y = Conv(a, w[2,1,4,1]) }", None),
+        (TRANSPOSED, _wrong_rank),
+        (SPLIT, None),
+    ],
+    ids=["parameters of another size", "channels of another number", "a permutation too short", "parts too large"],
+)
+def test_an_operator_that_contradicts_its_operands_is_left_alone(
+    text: str, change: Callable[[onnx.ModelProto], None] | None, tmp_path: Path
+) -> None:
+    model = build(text)
+    if change is not None:
+        change(model)
+    result, report = optimized(model, tmp_path)
+    assert operators(result) == operators(model)
+    assert {entry.reason.code for entry in report.entries if entry.reason} <= {"malformed"}
+
+
+def test_a_pool_with_a_huge_window_is_no_layer_to_merge(tmp_path: Path) -> None:
+    pool = 'AveragePool <kernel_shape = [2,4611686018427387904], count_include_pad = 1, auto_pad = "SAME_UPPER"> (x)'
+    model = build(f"(T[N,4,8,8] x) => (T[n,c,h,w] y) {{ d = {pool}  y = Conv(d, w[2,4,1,1]) }}")
+    assert operators(optimized(model, tmp_path)[0]) == ["AveragePool", "Conv"]
+
+
+def test_a_vector_that_nobody_could_store_is_not_walked_through(tmp_path: Path) -> None:
+    model = build("(T[2,4,8,8] x, int64[4294967296] i) => (T[n,c,h,w] y) { a = BN(x, A.4)  d = Slice(a, i, {9}, {1})"
+                  "  y = Conv(d, w[3,4,3,3]) }")  # fmt: skip
+    assert operators(optimized(model, tmp_path)[0])[-1] == "Conv"
+
+
+# Valid ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_function_of_another_opset_is_folded_where_it_means_the_same(tmp_path: Path) -> None:
+    model = build(FUNCTION, domains=', "local" : 1', constants={"v": np.ones(4)})
+    result, report = optimized(model, tmp_path)
+    assert not result.functions and report.folded == 1
+
+
+def test_a_body_that_nothing_uses_reads_nothing(tmp_path: Path) -> None:
+    model = build("""(T[N,3,8,8] x, bool p) => (T[n,c,h,w] z) {
+        a = Conv(x, w[4,3,3,3])  b = BN(a, A.4)  z = Relu(b)
+        y = If (p) < then_branch = one () => (T[n,c,h,w] u) { u = Relu(b) },
+                     else_branch = two () => (T[n,c,h,w] v) { v = Neg(b) } > }""")
+    result, report = optimized(model, tmp_path)
+    assert operators(result) == ["Conv", "Relu"] and report.folded == 1
+
+
+@pytest.mark.parametrize("kind", ["initializer", "attribute", "body"])
+def test_small_tensors_may_be_external(kind: str, tmp_path: Path) -> None:
+    model = conv_bn(layers=1)
+    parameters = list(model.graph.initializer)
+    if kind == "attribute":
+        del model.graph.initializer[:]
+        for tensor in reversed(parameters):
+            node = onnx.NodeProto(op_type="Constant", output=[tensor.name])
+            node.attribute.add(name="value", t=tensor, type=onnx.AttributeProto.TENSOR)
+            model.graph.node.insert(0, node)
+    if kind == "body":
+        held = onnx.GraphProto(name="held", initializer=parameters, node=model.graph.node, output=model.graph.output)
+        for value in held.node:
+            value.output[:] = ["u" if name == "y" else name for name in value.output]
+        held.output[0].name = "u"
+        del model.graph.node[:], model.graph.initializer[:]
+        model.graph.initializer.append(numpy_helper.from_array(np.array(True), "p"))
+        node = model.graph.node.add(op_type="If", input=["p"], output=["y"])
+        for name in ("then_branch", "else_branch"):
+            node.attribute.add(name=name, g=held, type=onnx.AttributeProto.GRAPH)
+    onnx.save(model, tmp_path / "in.onnx", save_as_external_data=True, size_threshold=0, convert_attribute=True)
+    done = bnfold.optimize(tmp_path / "in.onnx", verify=False, simplify="never")
+    done.save(tmp_path / "out.onnx")
+    onnx.checker.check_model(tmp_path / "out.onnx")
+    assert done.report.kept == 0 and done.report.folded > 0
