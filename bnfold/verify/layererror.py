@@ -3,21 +3,24 @@
 With y the original's layer in float64 on given inputs, o and c the original's and the candidate's on a provider without
 optimizations, and M the magnitude of what is summed (`magnitude`),
 
-    RMS(c − y) ≤ 4·max(RMS(o − y), u·RMS(M))        |c − y| ≤ 16·max(u·M, RMS_channel(o − y))
+    RMS(c − y) ≤ τ·max(RMS(o − y), u·RMS(M))        |c − y| ≤ 16·max(u·M, RMS_channel(o − y))
 
-and |c − y| > γ_{K+8}·M is PROVEN no rounding of K sums.
+and |c − y| > γ_{K+8}·M is PROVEN no rounding of K sums. τ is 4 for a channel of 64 elements and more and grows to 16 as
+fewer are pooled, as for outputs (`compare`): a channel of one element is held to what an element is.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from bnfold.verify.compare import tau
 from bnfold.verify.kernels.base import Array
 from bnfold.verify.magnitude import Bounded, gamma
 
-CHANNEL, ELEMENT, EXTRA_TERMS = 4.0, 16.0, 8
+ELEMENT, EXTRA_TERMS = 16.0, 8
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def measure(found: Bounded, o: Array, c: Array, unit: float, axis: int) -> Local
     axis = axis % y.ndim if y.ndim > 1 else 0
     others = tuple(n for n in range(y.ndim) if n != axis)
     rms_error, rms_noise, rms_m = (np.sqrt((v * v).mean(axis=others, keepdims=True)) for v in (error, noise, m))
-    channel = _over(rms_error, CHANNEL * np.maximum(rms_noise, unit * rms_m))
+    pooled = math.prod(y.shape[n] for n in others)
+    channel = _over(rms_error, tau(pooled) * np.maximum(rms_noise, unit * rms_m))
     element = _over(error, ELEMENT * np.maximum(unit * m, rms_noise))
     proof = _over(error, gamma(found.k + EXTRA_TERMS, unit) * m) if found.proves else 0.0
     return LocalMeasure(channel, element, proof)

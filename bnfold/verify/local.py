@@ -43,6 +43,7 @@ class Layer:
     samples: int = 0
     fault: str = ""
     exempt: bool = False
+    acquitted: bool = False
 
     @property
     def name(self) -> str:
@@ -55,7 +56,7 @@ class Layer:
 
     @property
     def faulty(self) -> bool:
-        return self.ratio > 1.0
+        return self.ratio > 1.0 and (self.proven or not self.acquitted)
 
     def add(self, m: LocalMeasure, sample: Sample, provider: str, feeds: Mapping[str, Array], keep: bool) -> None:
         """Count one sample on one provider; its inputs are kept where they show a fault, or anyway."""
@@ -93,7 +94,7 @@ class Layer:
             "proof_ratio": self.proof if self.samples else None,
             "provider": self.provider,
             "sample": self.sample,
-            "reason": self.unchecked,
+            "reason": "no difference behind the layers that read it" if self.acquitted else self.unchecked,
         }
 
 
@@ -126,7 +127,7 @@ class Local:
         return evaluator.run(sample.feeds, stream)
 
     def faulty(self, samples: Sequence[Sample]) -> list[Layer]:
-        """The layers that compute something else.
+        """The layers that compute something else; the others that were accused are acquitted.
 
         A third party's names may have moved: what only they say is held against wider windows, on the same samples,
         in which the accused values are not taken for the same. Where those agree, no layer is at fault.
@@ -149,7 +150,9 @@ class Local:
                 break
             doubted |= further
         guilty = {text for layer in worse for text in layer.window.candidate.labels}
-        return [layer for layer in accused if guilty & {*layer.window.candidate.labels}]
+        for layer in accused:
+            layer.acquitted = not guilty & {*layer.window.candidate.labels}
+        return [layer for layer in accused if not layer.acquitted]
 
     def reported(self) -> list[Layer]:
         """The layers that were held against float64, or could not be."""
