@@ -25,7 +25,7 @@ import onnx
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import bnfold
-from bnfold import feeds
+from bnfold.inputs import feeds
 from bnfold.io import load
 from bnfold.verify import verify
 from bnfold.verify.bisection import bisect

@@ -20,8 +20,9 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from bnfold import feeds, runtime
+from bnfold import runtime
 from bnfold.errors import InputError, UsageError
+from bnfold.inputs import feeds
 from bnfold.io import Source, load
 
 SCHEMA_VERSION = 1

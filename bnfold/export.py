@@ -17,8 +17,8 @@ import onnx_ir.passes.common as passes
 
 from bnfold.errors import ModelError, RejectedError, UsageError
 from bnfold.exporting.dynamic import BATCH, Axes, free_axes
+from bnfold.graph.skeleton import check
 from bnfold.io import INLINE_LIMIT, nbytes
-from bnfold.skeleton import check
 
 if TYPE_CHECKING:
     import torch

@@ -17,9 +17,9 @@ from google.protobuf.message import DecodeError
 from bnfold.derived import Derived, release
 from bnfold.errors import ModelError
 from bnfold.files import check_output, reason, replacing, target, unwritable
-from bnfold.skeleton import check, withdrawn
-from bnfold.soundness import check_external, check_nodes, check_stored
-from bnfold.soundness import nbytes as size
+from bnfold.graph.skeleton import check, withdrawn
+from bnfold.graph.soundness import check_external, check_nodes, check_stored
+from bnfold.graph.soundness import nbytes as size
 
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 

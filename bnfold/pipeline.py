@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from bnfold.foldreport import FOLD_MAP, SOURCE_DIGEST, FoldReport
+from bnfold.folding.report import FOLD_MAP, SOURCE_DIGEST, FoldReport
+from bnfold.graph.skeleton import check
 from bnfold.io import Source, digest, has_external, load, nbytes
 from bnfold.io import save as _save
 from bnfold.rewrite import rewrite
 from bnfold.seal import seal
 from bnfold.simplify import Mode, Simplified, simplify
-from bnfold.skeleton import check
 
 if TYPE_CHECKING:
     from bnfold.verify import Verdict

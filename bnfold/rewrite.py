@@ -11,9 +11,9 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from bnfold.fold import fold
-from bnfold.foldreport import FoldReport, Merge, record
-from bnfold.frozen import remembered
+from bnfold.folding.fold import fold
+from bnfold.folding.frozen import remembered
+from bnfold.folding.report import FoldReport, Merge, record
 from bnfold.graph import bodies
 from bnfold.merging.merge import merge as merge_branches
 

@@ -16,8 +16,8 @@ import onnx_ir as ir
 from bnfold import __version__
 from bnfold.derived import release
 from bnfold.errors import ModelError
-from bnfold.skeleton import STORED_BYTES, skeleton
-from bnfold.soundness import nbytes
+from bnfold.graph.skeleton import STORED_BYTES, skeleton
+from bnfold.graph.soundness import nbytes
 
 CERTIFICATE = "bnfold.certificate"
 _VERSION = 1

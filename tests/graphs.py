@@ -27,7 +27,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import numpy_helper, parser
 
-from bnfold.fold import FoldReport, fold
+from bnfold.folding.fold import FoldReport, fold
 from bnfold.graph import Op, annotate, tensor
 from bnfold.rules.sources import Source, source
 from bnfold.verify.reference import Evaluator

@@ -14,9 +14,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "bnfold"
 RULES = tuple(f"rules/{path.name}" for path in sorted((PACKAGE / "rules").glob("[a-z]*.py")))
-GUARDED = (
-    *RULES, "plan.py", "agreement.py", "walk.py", "commit.py", "soundness.py", "derived.py", "graph.py", "fold.py",
-)  # fmt: skip
+FOLDING = tuple(f"folding/{name}.py" for name in ("plan", "agreement", "walk", "joint", "commit", "fold"))
+GUARDED = (*RULES, *FOLDING, "graph/soundness.py", "graph/access.py", "derived.py")
 
 
 # File and label of what no test can notice, and why.
@@ -41,9 +40,9 @@ FORMULAS: tuple[tuple[str, str, str], ...] = (
     ("rules/moves.py", 'if mode == "CRD":', 'if mode == "DCR":'),
     ("rules/joins.py", "equal = all(scale == scales[0] for scale in scales)", "equal = True"),
     ("rules/bilinear.py", 'inner.type == "Identity" or', 'inner.type in ("Identity", "Neg") or'),
-    ("plan.py", "whole=rest == facts[use[1]]", "whole=True"),
-    ("commit.py", 'value.name = names.folded(value.name)', "pass"),
-    ("commit.py", "while name in self.taken:", "while False:"),
+    ("folding/plan.py", "whole=rest == facts[use[1]]", "whole=True"),
+    ("folding/commit.py", 'value.name = names.folded(value.name)', "pass"),
+    ("folding/commit.py", "while name in self.taken:", "while False:"),
 )
 
 

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from bnfold.audit.findings import REMEDIES, Code
 from bnfold.audit.health import examine, health
-from bnfold.frozen import Frozen, nodes, of_node
+from bnfold.folding.frozen import Frozen, nodes, of_node
 from tests.conftest import conv_bn
 
 C = 4

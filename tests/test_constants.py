@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from bnfold.constants import attr
 from bnfold.graph import annotate, tensor
+from bnfold.graph.constants import attr
 from bnfold.rewrite import rewrite
 from tests.graphs import at_runtime, build, feeds
 

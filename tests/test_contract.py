@@ -15,8 +15,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from bnfold.fold import fold
-from bnfold.foldreport import FOLD_MAP
+from bnfold.folding.fold import fold
+from bnfold.folding.report import FOLD_MAP
 from bnfold.rules.base import Reason
 from tests.conftest import REPOSITORY
 from tests.graphs import at_runtime, build, exact, feeds, folded, operators

@@ -17,7 +17,7 @@ from bnfold.audit import audit, data, drift, recalibrate
 from bnfold.audit.moments import Moments
 from bnfold.audit.observe import observe, sites
 from bnfold.errors import InputError, ModelError, UsageError
-from bnfold.frozen import Frozen, recorded
+from bnfold.folding.frozen import Frozen, recorded
 from bnfold.pipeline import optimize
 from tests.conftest import conv_bn
 from tests.drifting import CORRUPTIONS, Images

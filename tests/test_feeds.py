@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
-from bnfold import feeds, kinds
 from bnfold.errors import InputError, UsageError
+from bnfold.inputs import feeds, kinds
 from tests import nets
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'

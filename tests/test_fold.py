@@ -10,7 +10,7 @@ import onnx.inliner
 import onnx_ir as ir
 import pytest
 
-from bnfold.foldreport import FoldReport
+from bnfold.folding.report import FoldReport
 from bnfold.rules.base import Reason
 from tests.cases import CASES, Graph
 from tests.graphs import Array, at_runtime, build, cost, exact, feeds, folded, operators

@@ -12,8 +12,8 @@ import pytest
 from onnx import numpy_helper
 
 from bnfold import io
-from bnfold.fold import fold
-from bnfold.frozen import STATISTICS, Frozen, frozen_nodes, recorded, remembered, write
+from bnfold.folding.fold import fold
+from bnfold.folding.frozen import STATISTICS, Frozen, frozen_nodes, recorded, remembered, write
 from bnfold.rewrite import rewrite
 from tests.conftest import conv_bn
 

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 import bnfold
 from bnfold import files, io
 from bnfold.errors import ModelError, OutputError
-from bnfold.skeleton import check, skeleton
+from bnfold.graph.skeleton import check, skeleton
 from tests.conftest import conv_bn
 from tests.graphs import build
 

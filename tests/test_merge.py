@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 import bnfold
-from bnfold.foldreport import COSTS_MORE, FOLD_MAP, FoldReport
+from bnfold.folding.report import COSTS_MORE, FOLD_MAP, FoldReport
 from bnfold.merging.costs import MOVE
 from bnfold.merging.layers import Layer
 from bnfold.rewrite import rewrite

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from bnfold.foldreport import FoldReport
+from bnfold.folding.report import FoldReport
 from bnfold.rewrite import rewrite
 from tests.graphs import at_runtime, exact
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from bnfold import feeds
+from bnfold.inputs import feeds
+from bnfold.inputs.isolated import Prober
 from bnfold.io import load
-from bnfold.prober import Prober
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N,1,S] x, float[1,1,20] w) => (float[N,1,T] y) { y = Conv (x, w) }"""

@@ -18,11 +18,11 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-import bnfold.fold
+import bnfold.folding.fold
+from bnfold.folding.walk import Plan
 from bnfold.graph import annotate, tensor
 from bnfold.rewrite import rewrite
 from bnfold.verify.reference import Evaluator, Noise
-from bnfold.walk import Plan
 from tests.graphs import Array, at_runtime, exact, feeds, folded, operators
 from tests.random_graphs import FAMILIES, made_model, random_model
 from tests.random_layers import NORMS
@@ -114,13 +114,13 @@ def by_onnx(model: onnx.ModelProto, inputs: dict[str, Array]) -> dict[str, Array
 def plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Plan]]:
     """The plans that folding commits."""
     committed: list[Plan] = []
-    commit = bnfold.fold.commit
+    commit = bnfold.folding.fold.commit
 
     def recorded(plan: Plan, *rest: object) -> object:
         committed.append(plan)
         return commit(plan, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bnfold.fold, "commit", recorded)
+    monkeypatch.setattr(bnfold.folding.fold, "commit", recorded)
     yield committed
 
 

@@ -623,7 +623,7 @@ def tables_of_everything() -> list[Any]:
     """Every table with names that no terminal is wide enough for."""
     from bnfold.audit.findings import Code, Finding
     from bnfold.bench import BenchReport, Row
-    from bnfold.foldreport import Entry, FoldReport, Merge
+    from bnfold.folding.report import Entry, FoldReport, Merge
     from bnfold.merging.costs import Cost
     from bnfold.report import tables
     from bnfold.rules.base import Reason

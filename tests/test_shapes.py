@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from bnfold.graph import annotate, shape
-from bnfold.shapes import Size
+from bnfold.graph.shapes import Size
 from tests.graphs import SIZES, build, exact, feeds
 
 _PARTS = "s = Shape(x)  n = Gather(s, {0})  c = Gather(s, {1})  h = Gather(s, {2})  w = Gather(s, {3})  "

@@ -16,10 +16,10 @@ import pytest
 from onnx import numpy_helper, parser
 
 import bnfold
-import bnfold.fold
+import bnfold.folding.fold
 from bnfold import runtime
 from bnfold.errors import InputError, ModelError, ProviderError, UsageError
-from bnfold.feeds import generated
+from bnfold.inputs.feeds import generated
 from bnfold.io import load, save
 from bnfold.verify import Verdict, certificate, verify
 from bnfold.verify.certificate import check
@@ -49,7 +49,7 @@ def model(text: str, **constants: Any) -> onnx.ModelProto:
 def own(source: onnx.ModelProto) -> ir.Model:
     """The model as bnfold folds it, with its fold map."""
     folded = load(source).clone()
-    bnfold.fold.fold(folded)
+    bnfold.folding.fold.fold(folded)
     return folded
 
 
@@ -254,7 +254,7 @@ def test_a_candidate_of_another_original_is_a_mismatch_and_says_so() -> None:
 def test_a_fold_map_without_folds_is_inconclusive() -> None:
     original = nets.plain(0)
     claimed = load(original).clone()
-    claimed.metadata_props[bnfold.fold.FOLD_MAP] = own(original).metadata_props[bnfold.fold.FOLD_MAP]
+    claimed.metadata_props[bnfold.folding.fold.FOLD_MAP] = own(original).metadata_props[bnfold.folding.fold.FOLD_MAP]
     verdict = verify(original, claimed)
     assert verdict.exit_code == 3 and "fold map" in verdict.reasons[0]
 
@@ -262,8 +262,8 @@ def test_a_fold_map_without_folds_is_inconclusive() -> None:
 def test_the_fold_of_another_release_is_judged_by_its_output() -> None:
     original = nets.plain(0)
     candidate = load(own(original)).clone()
-    found = json.loads(candidate.metadata_props[bnfold.fold.FOLD_MAP])
-    candidate.metadata_props[bnfold.fold.FOLD_MAP] = json.dumps({**found, "bnfold": "0.0.1"})
+    found = json.loads(candidate.metadata_props[bnfold.folding.fold.FOLD_MAP])
+    candidate.metadata_props[bnfold.folding.fold.FOLD_MAP] = json.dumps({**found, "bnfold": "0.0.1"})
     verdict = verify(original, candidate)
     assert verdict.status == "pass" and not verdict.certificate["applies"]
     assert any("bnfold 0.0.1 folded the candidate" in warning for warning in verdict.warnings)
@@ -272,7 +272,7 @@ def test_the_fold_of_another_release_is_judged_by_its_output() -> None:
 def test_a_fold_map_that_cannot_be_read_is_inconclusive() -> None:
     original = nets.plain(0)
     candidate = load(nets.fold(original)).clone()
-    candidate.metadata_props[bnfold.fold.FOLD_MAP] = "{"
+    candidate.metadata_props[bnfold.folding.fold.FOLD_MAP] = "{"
     assert verify(original, candidate).exit_code == 3
 
 
@@ -563,6 +563,6 @@ def test_light_models_with_weights_pass_folded(name: str) -> None:
 @pytest.mark.skipif(not REAL.exists(), reason="the shared real model is not here")
 def test_the_real_detector_passes_folded() -> None:
     candidate = load(REAL).clone()
-    bnfold.fold.fold(candidate, freeze_initializers=True)
+    bnfold.folding.fold.fold(candidate, freeze_initializers=True)
     verdict = verify(REAL, candidate, samples=4)
     assert verdict.status == "pass" and verdict.certificate["folds"] > 0, verdict

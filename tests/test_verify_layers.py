@@ -16,7 +16,7 @@ from onnx import numpy_helper, parser
 import bnfold
 from bnfold import report, runtime
 from bnfold.errors import OutputError, UsageError
-from bnfold.feeds import generated
+from bnfold.inputs.feeds import generated
 from bnfold.io import load
 from bnfold.verify import certificate, verify
 from bnfold.verify.bisection import bisect

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bnfold import feeds
 from bnfold.errors import InputError
-from bnfold.feeds import load_npz
+from bnfold.inputs import feeds
+from bnfold.inputs.feeds import load_npz
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from bnfold.affine import Array
 from bnfold.audit.moments import Moments
-from bnfold.frozen import Frozen
+from bnfold.folding.frozen import Frozen
 
 SHIFT = 0.25
 RATIO = 2.0

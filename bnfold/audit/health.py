@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from bnfold.affine import Array
 from bnfold.audit.findings import Code, Finding
-from bnfold.frozen import Frozen, in_training, nodes, of_node
+from bnfold.folding.frozen import Frozen, in_training, nodes, of_node
 from bnfold.graph import label
 
 Mask = npt.NDArray[np.bool_]

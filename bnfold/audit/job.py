@@ -24,7 +24,7 @@ from bnfold.audit.observe import Outputs, Site, Unobserved, observe, sites
 from bnfold.audit.recalibrate import recalibrate
 from bnfold.audit.result import AuditReport, Drift, drifted
 from bnfold.errors import UsageError
-from bnfold.frozen import nodes, recorded
+from bnfold.folding.frozen import nodes, recorded
 
 Progress = Callable[[str], None]
 Seen = tuple[Sequence[Site], Sequence[Moments], Sequence[Unobserved], Sequence[Finding]]

@@ -23,7 +23,7 @@ from bnfold.audit.health import examine
 from bnfold.audit.moments import Moments
 from bnfold.audit.observe import Site, Unobserved
 from bnfold.errors import InputError
-from bnfold.frozen import Frozen
+from bnfold.folding.frozen import Frozen
 
 KERAS = 0.9
 """A momentum from here on is Keras's convention given to PyTorch."""

@@ -21,7 +21,7 @@ from bnfold.audit.data import Data
 from bnfold.audit.health import Mask, dead_gamma
 from bnfold.audit.moments import Moments
 from bnfold.errors import ModelError
-from bnfold.frozen import Frozen, frozen_nodes, recorded
+from bnfold.folding.frozen import Frozen, frozen_nodes, recorded
 from bnfold.graph import annotate, dtype, label, shape
 
 Side = Literal["x", "y"]

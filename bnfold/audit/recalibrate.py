@@ -25,10 +25,10 @@ from bnfold.audit.data import Data
 from bnfold.audit.health import dead_gamma
 from bnfold.audit.moments import Moments
 from bnfold.audit.observe import Site, observe, sites
-from bnfold.commit import Names
 from bnfold.errors import ModelError
-from bnfold.foldreport import FOLD_MAP, SOURCE_DIGEST
-from bnfold.frozen import Frozen, nodes, recorded, write
+from bnfold.folding.commit import Names
+from bnfold.folding.frozen import Frozen, nodes, recorded, write
+from bnfold.folding.report import FOLD_MAP, SOURCE_DIGEST
 from bnfold.graph import bodies, dtype, label, shape
 from bnfold.rewrite import rewrite
 

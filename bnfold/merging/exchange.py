@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import Affine, along
-from bnfold.commit import Names
-from bnfold.foldreport import Merge
+from bnfold.folding.commit import Names
+from bnfold.folding.report import Merge
 from bnfold.graph import Op, label, note, shape
 from bnfold.merging.costs import Cost
 from bnfold.merging.layers import Layer, range_fault, read, write

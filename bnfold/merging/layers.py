@@ -14,10 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import IDENTITY, Array
-from bnfold.commit import Names, constant
-from bnfold.constants import FAULTS
 from bnfold.derived import Derived, foldable_dtype
+from bnfold.folding.commit import Names, constant
 from bnfold.graph import Op, dtype, label, note
+from bnfold.graph.constants import FAULTS
 from bnfold.merging.kernels import Form, Ints, Kernel
 from bnfold.rules import rule_for
 from bnfold.rules.base import Step

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.commit import Names
-from bnfold.foldreport import Merge
+from bnfold.folding.commit import Names
+from bnfold.folding.report import Merge
 from bnfold.graph import annotate
 from bnfold.merging.exchange import exchange
 from bnfold.merging.parallel import parallel

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from bnfold.commit import Names
-from bnfold.foldreport import COSTS_MORE, READ_ELSEWHERE, Merge
+from bnfold.folding.commit import Names
+from bnfold.folding.report import COSTS_MORE, READ_ELSEWHERE, Merge
 from bnfold.graph import label, note, shape
 from bnfold.merging.costs import Cost
 from bnfold.merging.kernels import Form, Kernel, total, total_form

@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.commit import Names
-from bnfold.foldreport import COSTS_MORE, READ_ELSEWHERE, Merge
+from bnfold.folding.commit import Names
+from bnfold.folding.report import COSTS_MORE, READ_ELSEWHERE, Merge
 from bnfold.graph import label
 from bnfold.merging.kernels import composed, composed_form
 from bnfold.merging.layers import Layer, preferred, range_fault, read, write

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from bnfold.graph import ASSUMED_SHAPE, Shape, annotate_graph, shape
-from bnfold.skeleton import inferred
+from bnfold.graph.skeleton import inferred
 
 # What a dynamic dimension is taken for; the leading one, the batch, for 1.
 ASSUMED = 224

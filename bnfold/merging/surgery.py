@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from bnfold.commit import Names
+from bnfold.folding.commit import Names
 from bnfold.graph import lists_initializers
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from bnfold.audit.findings import Finding
     from bnfold.bench import BenchReport
     from bnfold.doctor import Health
-    from bnfold.fold import FoldReport
-    from bnfold.foldreport import Entry
+    from bnfold.folding.fold import FoldReport
+    from bnfold.folding.report import Entry
     from bnfold.pipeline import Optimized
 
 Renderable = Table | str

@@ -22,7 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from bnfold import runtime
 from bnfold.errors import ModelError
-from bnfold.feeds import Sample
+from bnfold.inputs.feeds import Sample
 from bnfold.io import load
 from bnfold.serve import log
 from bnfold.serve.background import Background

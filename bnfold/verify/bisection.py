@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from bnfold import feeds, io, runtime
+from bnfold import io, runtime
 from bnfold.errors import ModelError, OutputError, UsageError
-from bnfold.feeds import Sample
+from bnfold.inputs import feeds
+from bnfold.inputs.feeds import Sample
 from bnfold.io import Source, load
 from bnfold.verify import certificate, contract
 from bnfold.verify.kernels.base import Unsupported

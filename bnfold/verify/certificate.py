@@ -17,7 +17,7 @@ from typing import Any
 import onnx_ir as ir
 
 from bnfold import __version__
-from bnfold.foldreport import FOLD_MAP, FOLD_MAP_VERSION, SOURCE_DIGEST
+from bnfold.folding.report import FOLD_MAP, FOLD_MAP_VERSION, SOURCE_DIGEST
 from bnfold.io import digest
 from bnfold.rewrite import clean, rewrite
 from bnfold.simplify import simplify

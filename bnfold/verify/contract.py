@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from bnfold import feeds
 from bnfold.graph import size
+from bnfold.inputs import feeds
 
 
 def differences(original: ir.Model, candidate: ir.Model) -> tuple[list[str], list[str]]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from bnfold import feeds, runtime
-from bnfold.feeds import Sample
+from bnfold import runtime
+from bnfold.inputs import feeds
+from bnfold.inputs.feeds import Sample
 from bnfold.io import Source, load, nbytes
 from bnfold.verify import certificate, compare, contract
 from bnfold.verify.judgement import judge

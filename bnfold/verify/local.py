@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from bnfold import runtime
 from bnfold.errors import ModelError
-from bnfold.feeds import Sample
 from bnfold.graph import dtype
+from bnfold.inputs.feeds import Sample
 from bnfold.verify.kernels.base import Array, Unsupported, is_float, real
 from bnfold.verify.layererror import LocalMeasure, measure
 from bnfold.verify.magnitude import bounded

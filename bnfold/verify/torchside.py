@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from bnfold import feeds, runtime
+from bnfold import runtime
+from bnfold.inputs import feeds
 from bnfold.verify.kernels.base import Array, Unsupported
 from bnfold.verify.reference import Observer
 from bnfold.verify.sides import Exact, Run

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bnfold.feeds import Sample
+from bnfold.inputs.feeds import Sample
 from bnfold.verify.compare import Measure, Noises, measure
 from bnfold.verify.kernels.base import Array, is_float
 from bnfold.verify.sides import Exact, Outputs

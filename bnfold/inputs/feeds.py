@@ -18,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bnfold import graph, sizes
+from bnfold import graph
 from bnfold.errors import InputError, UsageError
+from bnfold.inputs import sizes
+from bnfold.inputs.isolated import Prober
+from bnfold.inputs.kinds import ORDER, draw
+from bnfold.inputs.sizes import Dims
 from bnfold.io import source_path
-from bnfold.kinds import ORDER, draw
-from bnfold.prober import Prober
-from bnfold.sizes import Dims
 
 Array = npt.NDArray[Any]
 

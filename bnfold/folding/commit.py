@@ -14,9 +14,9 @@ import onnx_ir as ir
 
 from bnfold.affine import Array
 from bnfold.derived import Derived
+from bnfold.folding.numbering import Numbering
+from bnfold.folding.walk import Emission, Plan
 from bnfold.graph import dtype, home, label, lists_initializers, note
-from bnfold.numbering import Numbering
-from bnfold.walk import Emission, Plan
 
 
 @dataclass

@@ -18,17 +18,17 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from bnfold.commit import Committed, Names, commit
-from bnfold.foldreport import FOLD_MAP, FOLD_MAP_VERSION, Entry, FoldReport, record
-from bnfold.frozen import remembered
-from bnfold.functions import BATCH_NORM, batch_norms_left, inline
+from bnfold.folding.commit import Committed, Names, commit
+from bnfold.folding.frozen import remembered
+from bnfold.folding.functions import BATCH_NORM, batch_norms_left, inline
+from bnfold.folding.joint import plan_jointly
+from bnfold.folding.numbering import Numbering
+from bnfold.folding.plan import better, plan_hoist, plan_sink
+from bnfold.folding.report import FOLD_MAP, FOLD_MAP_VERSION, Entry, FoldReport, record
+from bnfold.folding.walk import Plan
 from bnfold.graph import STANDARD, Op, annotate, bodies, label, lists_initializers
-from bnfold.joint import plan_jointly
-from bnfold.numbering import Numbering
-from bnfold.plan import better, plan_hoist, plan_sink
 from bnfold.rules.base import Reason, Refusal
 from bnfold.rules.sources import SOURCES, Source, source
-from bnfold.walk import Plan
 
 __all__ = ["FOLD_MAP", "FOLD_MAP_VERSION", "Entry", "FoldReport", "fold"]
 

@@ -9,7 +9,7 @@ import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
-from bnfold.soundness import nbytes
+from bnfold.graph.soundness import nbytes
 
 # Inference reads shapes and indices from the values of small constants.
 STORED_BYTES = 1 << 10

@@ -20,8 +20,8 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import Array
-from bnfold.constants import attr
 from bnfold.graph import const, label
+from bnfold.graph.constants import attr
 
 BATCH_NORM = "BatchNormalization"
 STATISTICS = "bnfold.statistics"

@@ -19,16 +19,16 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import IDENTITY, Affine
-from bnfold.agreement import disagreement, in_parts
-from bnfold.constants import FAULTS
 from bnfold.derived import values
+from bnfold.folding.agreement import disagreement, in_parts
+from bnfold.folding.numbering import Numbering
+from bnfold.folding.walk import Plan, Use, Walk
 from bnfold.graph import STANDARD, Op, derive, is_floating, tensor
-from bnfold.numbering import Numbering
+from bnfold.graph.constants import FAULTS
 from bnfold.rules import rule_for
 from bnfold.rules.base import Edit, Outcome, Reason, Refusal, Step
 from bnfold.rules.fused import fused
 from bnfold.rules.sources import Source, source
-from bnfold.walk import Plan, Use, Walk
 
 # What reads only the shape of a value does not care what the value means.
 INDIFFERENT = ("Shape", "Size")

@@ -47,7 +47,7 @@ class Prober:
         return f"ONNX Runtime ends its process there ({why})"
 
     def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "bnfold.probe", str(self.path)]
+        command = [sys.executable, "-m", "bnfold.inputs.isolated_child", str(self.path)]
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from bnfold.folding.numbering import Numbering
+from bnfold.folding.plan import Answer, better, plan_hoist, plan_sink
+from bnfold.folding.walk import Plan, Use
 from bnfold.graph import Op, tensor
-from bnfold.numbering import Numbering
-from bnfold.plan import Answer, better, plan_hoist, plan_sink
 from bnfold.rules import rule_for
 from bnfold.rules.base import Reason, Refusal
 from bnfold.rules.sources import Source, source
-from bnfold.walk import Plan, Use
 
 # More than a few sources hardly agree, and a value with many readers must not cost a search for each of them.
 SOURCES_AT_MOST = 4

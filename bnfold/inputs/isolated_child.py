@@ -1,11 +1,12 @@
-"""The child process of `bnfold.prober`: reads sizes, a JSON object a line, runs the model there, and answers."""
+"""The child of `bnfold.inputs.isolated`: reads sizes, a JSON object a line, runs the model there, and answers."""
 
 from __future__ import annotations
 
 import json
 import sys
 
-from bnfold import feeds, io, runtime, sizes
+from bnfold import io, runtime
+from bnfold.inputs import feeds, sizes
 
 
 def main(path: str) -> None:

@@ -11,58 +11,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
 
 from bnfold.affine import Affine, Array
-from bnfold.constants import EVALUATE, attr, evaluated
 from bnfold.derived import Derived, foldable_dtype, values
-from bnfold.skeleton import inferred
+from bnfold.graph.constants import EVALUATE, attr, evaluated
 
 CONSTANT_BYTES = 64 << 20
 STANDARD = ("", "ai.onnx")  # the names of one domain; in another, the same operator name may mean anything
-_SHAPE, _OPSET, _DTYPE, _CONSTANT = "bnfold.shape", "bnfold.opset", "bnfold.dtype", "bnfold.constant"
-_HOME, ASSUMED_SHAPE = "bnfold.home", "bnfold.assumed"
+SHAPE, OPSET, DTYPE, _CONSTANT = "bnfold.shape", "bnfold.opset", "bnfold.dtype", "bnfold.constant"
+HOME, ASSUMED_SHAPE = "bnfold.home", "bnfold.assumed"
 
 Shape = tuple[int | str | None, ...]
 
 
-def annotate(model: ir.Model) -> None:
-    """Note beside the model the shapes and types that ONNX shape inference finds, and each graph's opset."""
-    for graph in model.graphs():
-        # Before IR version 4 an initializer is an input of its graph as well, of which the body of an If has none.
-        graph.meta[_HOME] = model.graph if model.ir_version < 4 else None
-        graph.meta[_OPSET] = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
-    annotate_graph(model.graph, inferred(model))
-    from bnfold.shapes import refine  # which asks this module about values
-
-    refine(model.graph)
-
-
-def annotate_graph(graph: ir.Graph, proto: onnx.GraphProto, key: str = _SHAPE) -> None:
-    """Note beside a graph's values, and its bodies', the types of one with shapes inferred; the shapes under `key`."""
-    found = {info.name: info.type.tensor_type for info in (*proto.value_info, *proto.output)}
-    for node, twin in zip(graph, proto.node, strict=True):
-        for value in node.outputs:
-            kind = found.get(value.name or "")
-            if kind is not None and kind.elem_type:
-                value.meta[_DTYPE] = ir.DataType(kind.elem_type)
-                if kind.HasField("shape"):
-                    value.meta[key] = tuple(
-                        size(dim.dim_value if dim.HasField("dim_value") else ir.SymbolicDim(dim.dim_param or None))
-                        for dim in kind.shape.dim
-                    )
-        protos = [attribute for attribute in twin.attribute if attribute.HasField("g") or attribute.graphs]
-        inner = [
-            body for attribute in protos for body in ((attribute.g,) if attribute.HasField("g") else attribute.graphs)
-        ]
-        for body, body_proto in zip(bodies(node), inner, strict=True):
-            annotate_graph(body, body_proto, key)
-
-
 def noted(value: ir.Value, known: Shape) -> None:
     """Note a shape beside a value; where its stored shape has a size or a name, that remains."""
-    value.meta[_SHAPE] = known
+    value.meta[SHAPE] = known
 
 
 def note(value: ir.Value, like: ir.Value, sizes: Mapping[int, int] | None = None) -> None:
@@ -73,13 +38,13 @@ def note(value: ir.Value, like: ir.Value, sizes: Mapping[int, int] | None = None
 
     kept = not sizes or like.shape is None
     value.type, value.shape = like.type, like.shape if kept else ir.Shape(resized(like.shape))
-    value.meta[_DTYPE] = like.meta.get(_DTYPE)
-    value.meta.update({key: resized(like.meta.get(key)) for key in (_SHAPE, ASSUMED_SHAPE)})
+    value.meta[DTYPE] = like.meta.get(DTYPE)
+    value.meta.update({key: resized(like.meta.get(key)) for key in (SHAPE, ASSUMED_SHAPE)})
 
 
 def dtype(value: ir.Value) -> ir.DataType | None:
     """Return the element type, stored or inferred."""
-    return value.dtype or value.meta.get(_DTYPE)
+    return value.dtype or value.meta.get(DTYPE)
 
 
 def shape(value: ir.Value | None) -> Shape | None:
@@ -87,7 +52,7 @@ def shape(value: ir.Value | None) -> Shape | None:
     if value is None:
         return None
     stored: ir.Shape | None = value.shape
-    inferred: Shape | None = value.meta.get(_SHAPE)
+    inferred: Shape | None = value.meta.get(SHAPE)
     if stored is None:
         return inferred
     if inferred is None or len(inferred) != len(stored):
@@ -153,12 +118,12 @@ def overridable(value: ir.Value | None) -> bool:
 
 def lists_initializers(graph: ir.Graph | ir.Function | None) -> bool:
     """Whether the graph is of an IR version that lists every initializer among its inputs."""
-    return graph is not None and graph.meta.get(_HOME) is graph
+    return graph is not None and graph.meta.get(HOME) is graph
 
 
 def home(graph: ir.Graph) -> ir.Graph:
     """Return the graph that holds new initializers for nodes of `graph`: itself, or the main graph around it."""
-    found: ir.Graph | None = graph.meta.get(_HOME)
+    found: ir.Graph | None = graph.meta.get(HOME)
     return found or graph
 
 
@@ -223,7 +188,7 @@ class Op:
     @property
     def opset(self) -> int:
         graph = self.node.graph
-        return 1 if graph is None else int(graph.meta.get(_OPSET, 1))
+        return 1 if graph is None else int(graph.meta.get(OPSET, 1))
 
     def attr(self, name: str, default: Any = None) -> Any:
         return attr(self.node, name, default)

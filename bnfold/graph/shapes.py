@@ -20,8 +20,8 @@ import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
-from bnfold.constants import EVALUATE, FAULTS
-from bnfold.graph import Op, Shape, bodies, dtype, noted, shape, tensor
+from bnfold.graph.access import Op, Shape, bodies, dtype, noted, shape, tensor
+from bnfold.graph.constants import EVALUATE, FAULTS
 
 # Contents of small vectors only: a shape has few elements.
 ELEMENTS = 64

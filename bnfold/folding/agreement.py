@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import Affine
+from bnfold.folding.walk import Use
 from bnfold.graph import Op, shape
 from bnfold.rules.base import Reason, Refusal
 from bnfold.rules.selections import part_read
-from bnfold.walk import Use
 
 Asked = tuple[ir.Value, Use, Affine]
 

@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from bnfold.affine import Affine
 from bnfold.derived import Derived
+from bnfold.folding.numbering import Key, Numbering
 from bnfold.graph import Op, dtype, shape
-from bnfold.numbering import Key, Numbering
 from bnfold.rules.base import Edit, Reason, Refusal
 from bnfold.rules.sources import Source
 

@@ -1,0 +1,48 @@
+"""What the rest asks of a model's graph: its constants, attributes, uses and shapes, whatever wrote the file."""
+
+from bnfold.graph.access import (
+    ASSUMED_SHAPE,
+    CONSTANT_BYTES,
+    STANDARD,
+    Op,
+    Shape,
+    bodies,
+    const,
+    derive,
+    dtype,
+    home,
+    is_floating,
+    label,
+    lists_initializers,
+    note,
+    noted,
+    overridable,
+    shape,
+    size,
+    tensor,
+)
+from bnfold.graph.annotate import annotate, annotate_graph
+
+__all__ = [
+    "ASSUMED_SHAPE",
+    "CONSTANT_BYTES",
+    "STANDARD",
+    "Op",
+    "Shape",
+    "annotate",
+    "annotate_graph",
+    "bodies",
+    "const",
+    "derive",
+    "dtype",
+    "home",
+    "is_floating",
+    "label",
+    "lists_initializers",
+    "note",
+    "noted",
+    "overridable",
+    "shape",
+    "size",
+    "tensor",
+]
