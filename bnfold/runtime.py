@@ -24,37 +24,17 @@ import onnx_ir as ir
 
 from bnfold.errors import ModelError, ProviderError
 from bnfold.io import INLINE_LIMIT, Source, nbytes, save, serialize, tensors
+from bnfold.providers import PROVIDERS, named, short
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 Array = npt.NDArray[Any]
 
-# Short names for the command line; any other provider goes by ONNX Runtime's own name.
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "rocm": "ROCMExecutionProvider",
-    "migraphx": "MIGraphXExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "dml": "DmlExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "qnn": "QNNExecutionProvider",
-    "xnnpack": "XnnpackExecutionProvider",
-}
-
 Level = Literal["off", "basic", "extended", "all"]
 OPTIMIZATION: dict[Level, str] = {
     "off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL",
 }  # fmt: skip
-
-# TF32 would hide faults below 2⁻¹¹, and an exhaustive algorithm search makes two runs of one model differ.
-GATE_OPTIONS: dict[str, dict[str, str]] = {
-    "cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
-}
-# What a gating session asks for, as reports state it.
-DETERMINISM: dict[str, Any] = {"deterministic_compute": True, "spinning": False, **GATE_OPTIONS}
 
 _PROBE = '<ir_version: 8, opset_import: ["": 13]> g (float[4] x) => (float[4] y) { y = Relu (x) }'
 
@@ -82,8 +62,7 @@ def available_providers() -> list[str]:
     """
     import onnxruntime
 
-    short = {full: name for name, full in PROVIDERS.items()}
-    return [short.get(name, name) for name in onnxruntime.get_available_providers()]
+    return [short(name) for name in onnxruntime.get_available_providers()]
 
 
 def usable(provider: str) -> str | None:
@@ -115,7 +94,8 @@ def session(
     """
     import onnxruntime as ort
 
-    name = PROVIDERS.get(provider.lower(), provider)
+    wanted = named(provider)
+    name = wanted.full
     built = ort.get_available_providers()
     if name not in built:
         raise ProviderError(
@@ -139,22 +119,20 @@ def session(
     if hosting is not None:
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    on_cpu = name == PROVIDERS["cpu"]
-    if not on_cpu:
+    if not wanted.on_cpu:
         _require(provider, name)
-    if strict and not on_cpu:
+    if strict and not wanted.on_cpu:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    settings = GATE_OPTIONS.get(provider.lower(), {}) if gate else {}
-    if hosting is not None:
-        settings = {**settings, **hosting.provider_options}
-    providers: list[Any] = [(name, settings)] if on_cpu or strict else [(name, settings), PROVIDERS["cpu"]]
+    settings = {**(wanted.gate if gate else {}), **(hosting.provider_options if hosting is not None else {})}
+    fallback = [] if wanted.on_cpu or strict else [PROVIDERS["cpu"].full]
+    providers: list[Any] = [(name, settings), *fallback]
     content, folder = _content(model, options)
     try:
         for library in hosting.libraries if hosting is not None else ():
             options.register_custom_ops_library(library)
         result = ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        if not on_cpu and provider_fault(str(error), name):
+        if not wanted.on_cpu and provider_fault(str(error), name):
             raise ProviderError(f"provider {provider!r} does not run here: {_line(error)}") from error
         raise ModelError(f"{_name(model)}: ONNX Runtime does not load it on {provider}: {_line(error)}") from error
     if result.get_providers()[0] != name:
@@ -215,7 +193,7 @@ def placement(session: InferenceSession) -> dict[str, int]:
 
 def elsewhere(session: InferenceSession, provider: str) -> list[tuple[str, str]]:
     """Return operator and name of each node that another provider than `provider` runs; empty if none is known."""
-    name = PROVIDERS.get(provider.lower(), provider)
+    name = named(provider).full
     try:
         parts = session.get_provider_graph_assignment_info()
     except (AttributeError, RuntimeError):
@@ -225,7 +203,7 @@ def elsewhere(session: InferenceSession, provider: str) -> list[tuple[str, str]]
 
 def unproven(session: InferenceSession, provider: str) -> str | None:
     """Return why it is not proven that `provider` runs the session's nodes, or None if it is."""
-    name = PROVIDERS.get(provider.lower(), provider)
+    name = named(provider).full
     if session.get_providers() == [name]:
         return None  # there is no other that could run anything
     placed = placement(session)

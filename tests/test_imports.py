@@ -102,7 +102,8 @@ MAY = {
     "audit.findings": "errors",
     "audit.health": "affine audit.findings folding.frozen graph",
     "io": "derived errors files graph.skeleton graph.soundness",
-    "runtime": "errors files io",
+    "providers": "",
+    "runtime": "errors files io providers",
     "simplify": "errors files io",
     "report": "errors files report",
 }

@@ -14,6 +14,9 @@ from onnx import numpy_helper, parser
 from bnfold import runtime
 from bnfold.errors import ModelError, ProviderError
 from bnfold.io import load, save
+from bnfold.providers import PROVIDERS
+from bnfold.verify.levels import chosen
+from bnfold.verify.options import Options
 from tests import nets
 
 X = {"x": np.random.default_rng(0).standard_normal((2, 3, 12, 12)).astype(np.float32)}
@@ -68,9 +71,34 @@ def test_a_missing_provider_is_refused_loudly(provider: str) -> None:
             runtime.session(nets.plain(0), provider, optimize=False, strict=strict)
 
 
+@pytest.mark.parametrize("name", ["cuda", "CUDA", "CUDAExecutionProvider", "cudaexecutionprovider"])
+def test_a_provider_is_the_same_by_each_of_its_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is called: full precision in the gate, and a cell at TF32's where that is what will be deployed."""
+    asked: list[Any] = []
+
+    def opened(*args: Any, providers: list[Any], **options: Any) -> None:
+        asked.extend(providers)
+        raise RuntimeError("no CUDA-capable device")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(runtime, "_require", lambda provider, name: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    with pytest.raises(ProviderError):
+        runtime.session(nets.plain(0), name, optimize=False)
+    assert asked[0] == ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
+    assert [level.name for level in chosen(None, name)] == ["off", "deployed", "tf32"]
+    assert Options(providers=(name, "cpu", "CPUExecutionProvider")).providers == ("cuda", "cpu")
+
+
+def test_a_provider_that_cannot_leave_tf32_out_is_held_to_it() -> None:
+    for name in ("tensorrt", "TensorrtExecutionProvider"):
+        assert [(level.name, level.unit) for level in chosen(None, name)] == [("off", 2.0**-11), ("deployed", 2.0**-11)]
+    assert [level.unit for level in chosen(None, "cpu")] == [None, None]
+
+
 def test_a_provider_that_falls_back_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A build that lists CUDA but gives a CPU session, as happens where its libraries are missing."""
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(runtime.PROVIDERS.values()))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [p.full for p in PROVIDERS.values()])
     monkeypatch.setattr(runtime, "_require", lambda provider, name: None)
     honest = onnxruntime.InferenceSession
     monkeypatch.setattr(

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from bnfold import io, runtime
 from bnfold.errors import ModelError, ProviderError
+from bnfold.providers import named, short
 from bnfold.seal import certificate
 from bnfold.serve.contract import Contract, Port, contract
 from bnfold.serve.errors import Refused
@@ -83,7 +84,7 @@ def open_model(name: str, version: str, path: Path, settings: Settings) -> Model
     before += signature(files[1:])
     certified = certificate(source, str(path))
     declared = contract(source, name)
-    on_cpu = settings.provider.lower() in ("cpu", runtime.PROVIDERS["cpu"].lower())
+    on_cpu = named(settings.provider).on_cpu
     session = runtime.session(
         path,
         settings.provider,
@@ -155,7 +156,7 @@ def _mixes_rows(model: Model, samples: list[dict[str, Array]], single: list[dict
 
 
 def _provider_options(settings: Settings) -> dict[str, str]:
-    options = dict(_ARENA.get(settings.provider.lower(), {}))
+    options = dict(_ARENA.get(short(settings.provider), {}))
     if options and settings.device_memory is not None:
         options["gpu_mem_limit"] = str(settings.device_memory)
     return options

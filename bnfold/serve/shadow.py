@@ -24,6 +24,7 @@ from bnfold import runtime
 from bnfold.errors import ModelError
 from bnfold.inputs.feeds import Sample
 from bnfold.io import load
+from bnfold.providers import TF32_UNIT, named
 from bnfold.serve import log
 from bnfold.serve.background import Background
 from bnfold.serve.capture import Capture
@@ -34,7 +35,6 @@ from bnfold.serve.observe import Finished
 from bnfold.verify.compare import rms, scores
 from bnfold.verify.contract import differences
 from bnfold.verify.kernels.base import Unsupported
-from bnfold.verify.levels import TF32_PROVIDERS, TF32_UNIT
 from bnfold.verify.sides import OnnxReference, Run
 from bnfold.verify.trial import Expected, Trial
 
@@ -90,7 +90,7 @@ class Twin:
         except Unsupported as missing:
             raise ModelError(f"{path}: can't be a shadow: no float64 evaluation of {missing}") from missing
         session = side.session(model.provider, gate=False, strict=False)
-        coarser = TF32_UNIT / side.unit if model.provider.lower() in TF32_PROVIDERS else 1.0
+        coarser = TF32_UNIT / side.unit if named(model.provider).tf32 else 1.0
         return cls(path, side, partial(runtime.run, session), max(coarser, 1.0))
 
     def compare(self, inputs: Arrays, outputs: Arrays) -> Comparison:

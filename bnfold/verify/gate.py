@@ -15,6 +15,7 @@ from bnfold import runtime
 from bnfold.inputs import feeds
 from bnfold.inputs.feeds import Sample
 from bnfold.io import Source, load, nbytes
+from bnfold.providers import DETERMINISM
 from bnfold.verify import certificate, compare, contract
 from bnfold.verify.judgement import judge
 from bnfold.verify.kernels.base import Array, Unsupported, is_float
@@ -246,7 +247,7 @@ class Gate:
             **kept, "providers": list(self.options.providers), "samples": self.used,
             "dims": dict(self.options.dims or {}), "unit_roundoff": None if side is None else side.unit,
             "onnxruntime": runtime.version(), "inputs": "generated" if self.options.inputs is None else "given",
-            "determinism": runtime.DETERMINISM, "placement": self.sessions.placed,
+            "determinism": DETERMINISM, "placement": self.sessions.placed,
         }  # fmt: skip
         return Verdict(
             status, cells, tuple(dict.fromkeys([*self.problems, *self.doubts])), tuple(dict.fromkeys(self.warnings)),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bnfold import runtime
 from bnfold.errors import UsageError
-
-TF32_UNIT = 2.0**-11
-TF32_PROVIDERS = ("cuda", "tensorrt")
+from bnfold.providers import TF32_UNIT, named
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,13 @@ ALL = ("off", "basic", "extended", "deployed")
 def chosen(names: Sequence[str] | None, provider: str) -> list[Level]:
     """The levels to compare at on a provider; by default without optimizations and as deployed, TF32 where it has it.
 
-    Raises `UsageError` for a name that is none.
+    A provider that can't be told to leave TF32 out is held to TF32's precision at every level. Raises `UsageError`
+    for a name that is no level's.
     """
+    wanted = named(provider)
     if names is None:
-        names = (*DEFAULT, "tf32") if provider.lower() in TF32_PROVIDERS else DEFAULT
+        names = (*DEFAULT, "tf32") if wanted.tf32 and wanted.tellable else DEFAULT
     unknown = [name for name in names if name not in LEVELS]
     if unknown or not names:
         raise UsageError(f"no level is called {', '.join(unknown) or 'so'}; give any of {', '.join(LEVELS)}")
-    return [LEVELS[name] for name in names]
+    return [replace(LEVELS[name], unit=LEVELS[name].unit or wanted.unit or None) for name in names]

@@ -18,6 +18,7 @@ from bnfold import runtime
 from bnfold.errors import ModelError
 from bnfold.graph import dtype
 from bnfold.inputs.feeds import Sample
+from bnfold.providers import named
 from bnfold.verify.kernels.base import Array, Unsupported, is_float, real
 from bnfold.verify.layererror import LocalMeasure, measure
 from bnfold.verify.magnitude import bounded
@@ -173,7 +174,8 @@ class Local:
                 return
             for provider in self.providers:
                 o, c = (_output(side, provider, feeds) for side in (sides.original, sides.candidate))
-                layer.add(measure(found, o, c, self.unit, sides.axis), sample, provider, feeds, self.keep)
+                measured = measure(found, o, c, max(self.unit, named(provider).unit), sides.axis)
+                layer.add(measured, sample, provider, feeds, self.keep)
         except (Unsupported, ModelError) as error:
             layer.unchecked = str(error)
 

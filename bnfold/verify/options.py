@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnfold.errors import UsageError
+from bnfold.providers import short
 from bnfold.verify.levels import chosen
 
 # The layers are checked on one sample of each of these kinds: their faults show at once where they are.
@@ -38,6 +39,7 @@ class Options:
             # Nothing exceeds a limit that is not a number, so it would be no limit.
             if limit is not None and not limit >= 0.0:
                 raise UsageError(f"{name} is {limit}; it must be a number from 0")
+        object.__setattr__(self, "providers", tuple(dict.fromkeys(short(name) for name in self.providers)))
         for provider in self.providers:
             chosen(self.levels, provider)
 
