@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bnfold.audit.data import Given
-    from bnfold.audit.findings import Finding
+    from bnfold.audit.findings import AuditFinding
     from bnfold.exporting.proof import Proof
     from bnfold.models.examples import Inputs
 
@@ -51,7 +51,7 @@ def export(
     dynamic_batch: bool = True,
     dynamic: Iterable[str] | Mapping[str, Mapping[int, str]] = (),
     verify: bool = True,
-    audit: Callable[[Sequence[Finding]], None] | None = None,
+    audit: Callable[[Sequence[AuditFinding]], None] | None = None,
     data: Given | None = None,
     note: Callable[[str], None] | None = None,
 ) -> ir.Model:
@@ -118,7 +118,7 @@ def export(
     return model
 
 
-def _findings(module: nn.Module, data: Given | None) -> Sequence[Finding]:
+def _findings(module: nn.Module, data: Given | None) -> Sequence[AuditFinding]:
     from bnfold.audit import audit
 
     return audit(module, data).findings

@@ -621,7 +621,7 @@ LONG = "/backbone/features/denseblock4/denselayer16/norm2/very_long_name_of_a_no
 
 def tables_of_everything() -> list[Any]:
     """Every table with names that no terminal is wide enough for."""
-    from bnfold.audit.findings import Code, Finding
+    from bnfold.audit.findings import AuditFinding, Code
     from bnfold.bench import BenchReport, Row
     from bnfold.folding.report import Entry, FoldReport, Merge
     from bnfold.merging.costs import Cost
@@ -639,7 +639,7 @@ def tables_of_everything() -> list[Any]:
         Merge("composition", (LONG,), None, cheap, dear, 4, "one layer would cost more"),
     )
     folds = FoldReport(entries, 1, 0, 2000, 1500, merges)
-    unsound = [Finding(Code.VANISHING_VARIANCE, LONG, "running_var is below epsilon in 2 of 8 channels (0, 5)")]
+    unsound = [AuditFinding(Code.VANISHING_VARIANCE, LONG, "running_var is below epsilon in 2 of 8 channels (0, 5)")]
     row = Row(LONG, 123456.7, 123456.7, 123456.7, 1.0, 0.5, 1.5)
     bench = BenchReport((row, row), "cpu", 1, 1, {"x": (1,)}, "")
     names = {"output": LONG, "sample": "normal (batch=3, height=224)"}

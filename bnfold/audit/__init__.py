@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bnfold.audit.findings import Code, Finding
+from bnfold.audit.findings import AuditFinding, Code
 from bnfold.audit.health import health
 
 if TYPE_CHECKING:
     from bnfold.audit.data import Given
     from bnfold.audit.result import AuditReport
 
-__all__ = ["Code", "Finding", "audit", "health"]
+__all__ = ["AuditFinding", "Code", "audit", "health"]
 
 
 def audit(

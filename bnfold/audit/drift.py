@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.affine import Array
+from bnfold.audit.findings import finite
 from bnfold.audit.moments import Moments
 from bnfold.folding.frozen import Frozen
 
@@ -54,9 +55,14 @@ class LayerDrift:
     large: bool
 
     @property
+    def distances(self) -> Array:
+        """`(C,)`: how far each channel's distribution is from the frozen one, in σ."""
+        return np.hypot(self.shift, np.sqrt(self.ratio) - 1.0)
+
+    @property
     def distance(self) -> float:
         """The median channel's distance, in σ; 0 where no channel is observed."""
-        return median(np.hypot(self.shift, np.sqrt(self.ratio) - 1.0))
+        return median(self.distances)
 
     @property
     def median_shift(self) -> float:
@@ -71,8 +77,7 @@ class LayerDrift:
     @property
     def worst(self) -> int:
         """The channel of the largest distance."""
-        distance = np.hypot(self.shift, np.sqrt(self.ratio) - 1.0)
-        return int(np.nanargmax(distance)) if np.isfinite(distance).any() else 0
+        return int(np.nanargmax(self.distances)) if np.isfinite(self.distances).any() else 0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -88,8 +93,8 @@ class LayerDrift:
             "ratios": _quantiles(np.exp(np.abs(np.log(self.ratio)))),
             "worst": {
                 "channel": self.worst,
-                "shift": _number(self.shift[self.worst]),
-                "ratio": _number(self.ratio[self.worst]),
+                "shift": finite(self.shift[self.worst]),
+                "ratio": finite(self.ratio[self.worst]),
             },
         }
 
@@ -143,7 +148,3 @@ def _quantiles(values: Array) -> list[float]:
     """The 5, 25, 50, 75 and 95 % quantiles of what is known."""
     known = values[~np.isnan(values)]
     return [float(q) for q in np.quantile(known, QUANTILES)] if known.size else []
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

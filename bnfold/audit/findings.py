@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -53,7 +54,7 @@ REMEDIES: dict[Code, str] = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditFinding:
     """One thing that is wrong with one BatchNorm, `module`; `numbers` are what `detail` says, for machines."""
 
     code: Code
@@ -87,7 +88,12 @@ def codes(names: Sequence[str]) -> set[Code]:
     return {known[name] for name in names}
 
 
-def rejected(name: str, found: Sequence[Finding]) -> RejectedError:
+def rejected(name: str, found: Sequence[AuditFinding]) -> RejectedError:
     """The error for a model that is not sound: its first finding, and how many more there are."""
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return RejectedError(f"{name} is not sound: {found[0]}{more}; --allow {found[0].code.value} lets it pass")
+
+
+def finite(value: float) -> float | None:
+    """The number as JSON can hold it; None for NaN and infinities."""
+    return float(value) if math.isfinite(value) else None

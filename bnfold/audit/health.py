@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.affine import Array
-from bnfold.audit.findings import Code, Finding
+from bnfold.audit.findings import AuditFinding, Code, finite
 from bnfold.folding.frozen import Frozen, in_training, nodes, of_node
 from bnfold.graph import label
 
@@ -27,27 +27,27 @@ DEAD = 1e-4
 SHOWN = 4
 
 
-def health(model: ir.Model) -> list[Finding]:
+def health(model: ir.Model) -> list[AuditFinding]:
     """What is unsound about the BatchNormalization nodes of an ONNX model, in graph order."""
-    found: list[Finding] = []
+    found: list[AuditFinding] = []
     for node in nodes(model):
         if in_training(node):
             detail = "training_mode = 1: it normalises by each batch's own statistics"
-            found.append(Finding(Code.TRAINING_MODE, label(node), detail))
+            found.append(AuditFinding(Code.TRAINING_MODE, label(node), detail))
         else:
             frozen = of_node(node)
             found += [] if frozen is None else examine(frozen)
     return found
 
 
-def examine(frozen: Frozen) -> list[Finding]:
+def examine(frozen: Frozen) -> list[AuditFinding]:
     """What is unsound about one BatchNorm's numbers."""
     return list(_examined(frozen))
 
 
-def _examined(bn: Frozen) -> Iterator[Finding]:
-    def finding(code: Code, detail: str, **numbers: Any) -> Finding:
-        return Finding(code, bn.name, detail, {"channels": bn.channels, **numbers})
+def _examined(bn: Frozen) -> Iterator[AuditFinding]:
+    def finding(code: Code, detail: str, **numbers: Any) -> AuditFinding:
+        return AuditFinding(code, bn.name, detail, {"channels": bn.channels, **numbers})
 
     parts = {"gamma": bn.gamma, "beta": bn.beta, "running_mean": bn.mean, "running_var": bn.var}
     broken = {name: int((~np.isfinite(array)).sum()) for name, array in parts.items()}
@@ -69,7 +69,7 @@ def _examined(bn: Frozen) -> Iterator[Finding]:
     dead = dead_gamma(bn.gamma)
     if dead.any():
         detail = f"|gamma| is below {DEAD:.0e} of the layer's largest in {_which(dead)}"
-        yield finding(Code.DEAD_GAMMA, detail, count=int(dead.sum()), largest=_finite(np.abs(bn.gamma).max()))
+        yield finding(Code.DEAD_GAMMA, detail, count=int(dead.sum()), largest=finite(np.abs(bn.gamma).max()))
 
 
 def dead_gamma(gamma: Array) -> Mask:
@@ -85,7 +85,3 @@ def _which(mask: Mask) -> str:
     indices = [int(index) for index in np.flatnonzero(mask)]
     shown = ", ".join(map(str, indices[:SHOWN])) + (" …" if len(indices) > SHOWN else "")
     return f"{len(indices)} of {mask.size} channels ({shown})"
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 
 from bnfold.audit import data as data_
 from bnfold.audit.data import Data, Given
-from bnfold.audit.findings import Finding
-from bnfold.audit.job import Scores, Seen, Subject
+from bnfold.audit.findings import AuditFinding
 from bnfold.audit.module import batch_norms, inspect_module, observe_module, recalibrate_module
+from bnfold.audit.subject import Progress, Scores, Seen, Subject
 from bnfold.errors import UsageError
 from bnfold.models.modules import load_module
 
@@ -43,7 +43,7 @@ class ModuleSubject:
     def batch_norms(self) -> int:
         return sum(1 for _ in batch_norms(self.module))
 
-    def health(self) -> list[Finding]:
+    def health(self) -> list[AuditFinding]:
         return inspect_module(self.module)
 
     def fit(self, given: Given) -> Data:
@@ -59,9 +59,9 @@ class ModuleSubject:
 
         return observe_module(self.module, data, outputs)
 
-    def renewed(self, data: Data, progress: Callable[[str], None]) -> tuple[Subject, tuple[str, ...]]:
+    def renewed(self, data: Data, progress: Progress) -> tuple[Subject, tuple[str, ...]]:
         new = ModuleSubject(copy.deepcopy(self.module), self.checkpoint)
-        names = tuple(site.frozen.name for site in observe_module(new.module, data)[0])
+        names = tuple(site.frozen.name for site in observe_module(new.module, data).sites)
         recalibrate_module(new.module, data, names, progress)
         return new, names
 

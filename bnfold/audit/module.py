@@ -18,10 +18,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from bnfold.audit.data import Data
-from bnfold.audit.findings import Code, Finding
+from bnfold.audit.findings import AuditFinding, Code
 from bnfold.audit.health import examine
 from bnfold.audit.moments import Moments
 from bnfold.audit.observe import Site, Unobserved
+from bnfold.audit.subject import Seen
 from bnfold.errors import InputError
 from bnfold.folding.frozen import Frozen
 
@@ -33,7 +34,7 @@ _INITIAL = Code.INITIAL_STATISTICS
 _BATCH_NORM = (functional.batch_norm, torch.batch_norm)
 
 
-def inspect_module(module: nn.Module) -> list[Finding]:
+def inspect_module(module: nn.Module) -> list[AuditFinding]:
     """What is unsound about the module as it stands, without running it."""
     norms = dict(batch_norms(module))
     found = list(_modes(module, norms))
@@ -46,9 +47,9 @@ def inspect_module(module: nn.Module) -> list[Finding]:
     return found
 
 
-def _never_updated(name: str) -> Finding:
+def _never_updated(name: str) -> AuditFinding:
     detail = "num_batches_tracked is 0, running_mean 0 and running_var 1: it has seen no batch in training mode"
-    return Finding(Code.NEVER_UPDATED, name, detail, {"num_batches_tracked": 0})
+    return AuditFinding(Code.NEVER_UPDATED, name, detail, {"num_batches_tracked": 0})
 
 
 def batch_norms(module: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
@@ -58,34 +59,34 @@ def batch_norms(module: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
             yield name or type(part).__name__, part
 
 
-def _modes(module: nn.Module, norms: dict[str, _BatchNorm]) -> Iterator[Finding]:
+def _modes(module: nn.Module, norms: dict[str, _BatchNorm]) -> Iterator[AuditFinding]:
     training = [name for name, norm in norms.items() if norm.training]
     if training and len(training) == len(norms) and module.training:
         detail = f"the module and all {len(norms)} BatchNorms are in training mode"
-        yield Finding(Code.TRAINING_MODE, type(module).__name__, detail, {"count": len(training)})
+        yield AuditFinding(Code.TRAINING_MODE, type(module).__name__, detail, {"count": len(training)})
     else:
         for name in training:
             detail = f"it is in training mode, {len(norms) - len(training)} of {len(norms)} BatchNorms are not"
-            yield Finding(Code.TRAINING_MODE, name, detail, {"count": len(training)})
+            yield AuditFinding(Code.TRAINING_MODE, name, detail, {"count": len(training)})
     for name in training:
         norm = norms[name]
         if norm.affine and not norm.weight.requires_grad and not norm.bias.requires_grad and norm.track_running_stats:
             detail = "gamma and beta are frozen (requires_grad=False), but in training mode the statistics move on"
-            yield Finding(Code.FROZEN_BUT_TRAINING, name, detail)
+            yield AuditFinding(Code.FROZEN_BUT_TRAINING, name, detail)
 
 
-def _settings(name: str, norm: _BatchNorm) -> Iterator[Finding]:
+def _settings(name: str, norm: _BatchNorm) -> Iterator[AuditFinding]:
     if norm.running_mean is None:
         detail = "track_running_stats=False: in eval mode too it normalises by each batch's own statistics"
-        yield Finding(Code.NO_STATISTICS, name, detail)
+        yield AuditFinding(Code.NO_STATISTICS, name, detail)
         return
     momentum = norm.momentum
     if momentum is None:
         detail = "momentum=None averages over all of training, so that the first batches count as much as the last"
-        yield Finding(Code.MOMENTUM, name, detail, {"momentum": None})
+        yield AuditFinding(Code.MOMENTUM, name, detail, {"momentum": None})
     elif momentum >= KERAS or momentum <= 0:
         what = f"the last batch makes up {momentum:.0%} of the statistics" if momentum > 0 else "no batch is taken in"
-        yield Finding(Code.MOMENTUM, name, f"momentum={momentum:g}: {what}", {"momentum": momentum})
+        yield AuditFinding(Code.MOMENTUM, name, f"momentum={momentum:g}: {what}", {"momentum": momentum})
 
 
 def frozen(name: str, norm: _BatchNorm) -> Frozen:
@@ -199,7 +200,7 @@ def run(module: nn.Module, data: Data, watch: Watch, outputs: Callable[[Any], No
 
 def observe_module(
     module: nn.Module, data: Data, outputs: Callable[[Any], None] = lambda out: None
-) -> tuple[list[Site], list[Moments], list[Unobserved], list[Finding]]:
+) -> Seen:
     """What each BatchNorm sees of the data, those that it does not reach, and those with several call sites."""
     watch = Watch(module)
     batches = 0
@@ -210,17 +211,17 @@ def observe_module(
         outputs(out)
 
     run(module, data, watch, count)
+    repeated = {name: calls // batches for name, calls in watch.calls.items() if calls > batches}
     shared = [
-        Finding(Code.SHARED, name, f"called {calls // batches} times in one forward pass", {"calls": calls // batches})
-        for name, calls in watch.calls.items()
-        if calls > batches
+        AuditFinding(Code.SHARED, name, f"called {calls} times in one forward pass", {"calls": calls})
+        for name, calls in repeated.items()
     ]
     found = [
         Site(watch.frozen[name], name, "x", np.ones(watch.frozen[name].channels, bool), name in watch.relu)
         for name in watch.calls
     ]
     hidden = [Unobserved(name, "no call of it is seen") for name, _ in batch_norms(module) if name not in watch.calls]
-    return found, [watch.moments[name] for name in watch.calls], hidden, shared
+    return Seen(found, [watch.moments[name] for name in watch.calls], hidden, shared)
 
 
 def recalibrate_module(

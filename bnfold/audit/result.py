@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bnfold.audit.drift import LayerDrift
-from bnfold.audit.findings import Code, Finding
+from bnfold.audit.findings import AuditFinding, Code
 from bnfold.audit.observe import Unobserved
 from bnfold.errors import UsageError
 
@@ -43,8 +43,8 @@ class AuditReport:
     """
 
     batch_norms: int
-    findings: tuple[Finding, ...] = ()
-    allowed: tuple[Finding, ...] = ()
+    findings: tuple[AuditFinding, ...] = ()
+    allowed: tuple[AuditFinding, ...] = ()
     drift: Drift | None = None
     accuracy: tuple[float | None, float | None] = (None, None)
     recalibrated: tuple[str, ...] = ()
@@ -82,15 +82,15 @@ class AuditReport:
         return text
 
 
-def drifted(layer: LayerDrift) -> Finding | None:
+def drifted(layer: LayerDrift) -> AuditFinding | None:
     """The finding that a layer's drift is, if it is one."""
     channels = int(layer.flagged.sum())
     numbers = {"distance": layer.distance, "shift": layer.median_shift, "ratio": layer.median_ratio, "count": channels}
     if layer.large:
         detail = f"median channel: mean off by {layer.median_shift:.2f}σ, variance by ×{layer.median_ratio:.2f}"
-        return Finding(Code.DRIFTED, layer.name, detail, numbers)
+        return AuditFinding(Code.DRIFTED, layer.name, detail, numbers)
     if channels:
         shift, ratio = layer.shift[layer.worst], layer.ratio[layer.worst]
         detail = f"{channels} of {len(layer.shift)} channels, worst {layer.worst} by {shift:+.2f}σ and ×{ratio:.2f}"
-        return Finding(Code.DRIFTED_CHANNELS, layer.name, detail, numbers)
+        return AuditFinding(Code.DRIFTED_CHANNELS, layer.name, detail, numbers)
     return None

@@ -11,7 +11,7 @@ from bnfold.report.findings import status
 from bnfold.report.layout import Name, count, grid, plain, size
 
 if TYPE_CHECKING:
-    from bnfold.audit.findings import Finding
+    from bnfold.audit.findings import AuditFinding
     from bnfold.bench import BenchReport
     from bnfold.doctor import Health
     from bnfold.folding.fold import FoldReport
@@ -30,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def inspected(report: FoldReport, unsound: Sequence[Finding]) -> Iterator[Renderable]:
+def inspected(report: FoldReport, unsound: Sequence[AuditFinding]) -> Iterator[Renderable]:
     """Routes and reasons, merges, the statistics, and the sum of it."""
     yield from folds(report)
     merged = merges(report)
@@ -69,7 +69,7 @@ def merges(report: FoldReport) -> Table | None:
     return table
 
 
-def statistics(found: Sequence[Finding], total: int) -> Iterator[Renderable]:
+def statistics(found: Sequence[AuditFinding], total: int) -> Iterator[Renderable]:
     """The health of the BatchNorms' frozen statistics: what is unsound, and what to do about it."""
     if not total:
         return

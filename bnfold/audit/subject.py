@@ -1,0 +1,83 @@
+"""What can be audited: anything with BatchNorms that can be examined, run on data, and given the data's statistics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from bnfold.audit.data import Array, Data, Given
+from bnfold.audit.findings import AuditFinding
+from bnfold.audit.moments import Moments
+from bnfold.audit.observe import Outputs, Site, Unobserved
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the data showed: the `moments` at each of the `sites`, the BatchNorms without one, and what else was found.
+    """
+
+    sites: Sequence[Site]
+    moments: Sequence[Moments]
+    unobserved: Sequence[Unobserved] = ()
+    findings: Sequence[AuditFinding] = ()
+
+    def pairs(self) -> Iterator[tuple[Site, Moments]]:
+        """Each site and what was seen there."""
+        return zip(self.sites, self.moments, strict=True)
+
+
+@dataclass
+class Scores:
+    """Predicted classes of the first output that looks like class scores, `(N, K)`, batch by batch."""
+
+    classes: list[Array] = field(default_factory=list)
+
+    def __call__(self, outputs: Outputs) -> None:
+        """Take in the outputs of one batch; a row that holds NaN predicts nothing."""
+        for array in outputs.values():
+            if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind in "fV":
+                wide = array.astype(np.float32)
+                self.classes.append(np.where(np.isnan(wide).any(1), -1, np.nan_to_num(wide).argmax(1)))
+                return
+
+    def accuracy(self, data: Data) -> float | None:
+        """The share of right predictions; None without labels or scores."""
+        found = np.concatenate(self.classes) if self.classes else np.zeros(0)
+        if data.labels is None or len(found) != data.used:
+            return None
+        return float(np.mean(found == data.labels[: data.used]))
+
+
+class Subject(Protocol):
+    """A model under audit: an ONNX one (`onnx_model`) or a PyTorch module (`loaded`)."""
+
+    @property
+    def batch_norms(self) -> int:
+        """How many BatchNorms it has, or had before folding."""
+        ...
+
+    def health(self) -> list[AuditFinding]:
+        """What is unsound about its numbers alone."""
+        ...
+
+    def fit(self, given: Given) -> Data:
+        """The data as its inputs. Raises `InputError` where it does not fit."""
+        ...
+
+    def observe(self, data: Data, scores: Scores) -> Seen:
+        """Run the data through it; `scores` is told the outputs."""
+        ...
+
+    def renewed(self, data: Data, progress: Progress) -> tuple[Subject, tuple[str, ...]]:
+        """A copy with the statistics of the data, and the names of the BatchNorms that have them."""
+        ...
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it, whole or not at all."""
+        ...
