@@ -140,6 +140,9 @@ CASES = [
           "  e = Sum(a, x, d)  y = Relu(e) }", "MatMul Relu",
           {"a = MatMul(x, w[8,8])": "a = MatMul(w[8,8], x)", "T[N,T,8]": "T[N,8,8]",
            "Sum(a, x, d)": "Sum(a, d)"}, None),
+    *case("matrices on the left, a bias and the input", "(T[N,8,5] x) => (T[n,c,t] y) { a = MatMul(w[8,8], x)"
+          "  b = Add(a, k[8,1])  d = MatMul(v[8,8], x)  e = Sub(d, x)  f = Sub(b, e)  y = Relu(f) }", "MatMul Add Relu",
+          {"k[8,1]": "k[5]", "MatMul(v[8,8], x)": "MatMul(x, v[5,5])", "Sub(d, x)": "Sigmoid(d)"}, None),
     *case("MatMul, its bias and a BN of the input",
           "(T[N,8] x) => (T[n,c] y) { a = MatMul(x, w[8,8])  b = Add(a, k[8])  c = BN(x, A.8)  d = Sub(b, c)"
           "  y = Relu(d) }",
@@ -207,6 +210,9 @@ CASES = [
     *case("Gemm, Gemm", "(T[N,8] x) => (T[n,c] y) { d = Gemm <transB = 1> (x, w[16,8], b[16])"
           "  y = Gemm <alpha = 0.5> (d, v[16,4]) }", "Gemm",
           {"w[16,8], b[16]": "w[1,8], b[1]", "v[16,4]": "v[1,32]"}, COST),
+    *case("matrices on the left, one after the other", "(T[N,6,5] x) => (T[n,c,t] y) { a = MatMul(w[16,6], x)"
+          "  d = Add(a, b[16,1])  e = MatMul(v[4,16], d)  y = Add(e, c[4,1]) }", "MatMul Add",
+          {"e = MatMul(v[4,16], d)": "e = MatMul(d, v[5,5])", "c[4,1]": "c[16,1]"}, None),
     *case("MatMul, bias, MatMul, bias", "(T[N,T,8] x) => (T[n,t,c] y) { a = MatMul(x, w[8,16])  d = Add(a, b[16])"
           "  e = MatMul(d, v[16,4])  y = Add(e, c[4]) }", "MatMul Add",
           {"=> (T[n,t,c] y)": "=> (T[n,t,c] y, T[n,t,d] d)"}, None),

@@ -33,8 +33,8 @@ class Net:
         self.dynamic = self.random.random() < 0.3
         width = self.random.choice([2, 4])
         sizes = [self.random.choice([7, 8, 9]) for _ in range(max(self.rank, 1))]
-        self.start = (2, width, *sizes) if self.rank else (2, *sizes, width)
-        self.axis = 1 if self.rank else -1
+        self.axis = 1 if self.rank else self.random.choice([-1, -2])
+        self.start = (2, *sizes, width) if self.axis == -1 else (2, width, *sizes)
         self.outputs: list[str] = []
         self.at, self.shape = "x", self.start
         for _ in range(self.random.randint(1, 3)):
@@ -63,7 +63,7 @@ class Net:
 
     def around(self, value: str, width: int) -> str:
         """Sometimes an affine, an Identity, or a reader outside."""
-        side = (width, *(1,) * self.rank)
+        side = (width, *(1,) * (self.rank or -1 - self.axis))
         if self.maybe(0.15):
             parts = [self.weight(width) for _ in range(3)]
             var = f"w{len(self.weights)}"
@@ -86,9 +86,12 @@ class Net:
         """A linear layer of `out` channels: its value and shape."""
         ins = shape[self.axis]
         scale = ins**-0.5
-        if not self.rank:
+        if self.axis == -1:
             value = self.node("MatMul", x, self.weight(ins, out, scale=scale))
             return (self.node("Add", value, self.weight(out)) if self.maybe(0.3) else value), (*shape[:-1], out)
+        if self.axis == -2:
+            value = self.node("MatMul", self.weight(out, ins, scale=scale), x)
+            return (self.node("Add", value, self.weight(out, 1)) if self.maybe(0.3) else value), (2, out, shape[-1])
         groups = self.random.choice([g for g in (1, 1, 2, ins) if ins % g == 0 and out % g == 0])
         bias = [self.weight(out)] if self.maybe(0.5) else []
         pads, stride = geometry["pads"], geometry["strides"]

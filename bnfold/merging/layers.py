@@ -30,12 +30,13 @@ Reader = Callable[[Op], Form | None]
 
 @dataclass(frozen=True)
 class Layer:
-    """A node that is a linear layer of one value `x`, or of a copy of it."""
+    """A node that is a linear layer of one value `x`, or of a copy of it, which is its operand `slot`."""
 
     node: ir.Node
     x: ir.Value
     form: Form
     dtype: ir.DataType
+    slot: int = 0
 
     @property
     def itemsize(self) -> int:
@@ -45,7 +46,7 @@ class Layer:
     @property
     def axis(self) -> int:
         """The axis of the channels, of input and output."""
-        return -1 if self.kind == "product" else 1
+        return 1 if self.kind == "convolution" else -1 - self.slot
 
     @property
     def kind(self) -> Literal["convolution", "product"]:
@@ -56,7 +57,7 @@ class Layer:
         op, form = Op(self.node), self.form
         if op.type == "AveragePool":
             return Kernel(form, np.full((form.outs, 1, *form.taps), 1.0 / math.prod(form.taps)), np.zeros(form.outs))
-        held, gemm = op.const(1), op.type == "Gemm"
+        held, gemm = op.const(1 - self.slot), op.type == "Gemm"
         assert held is not None
         weight: Array = held
         bias, added = np.zeros(form.outs), op.const(2)
@@ -65,7 +66,7 @@ class Layer:
         if op.type == "ConvTranspose":
             split = weight.reshape(form.groups, -1, *weight.shape[1:])
             weight = np.swapaxes(split, 1, 2).reshape(form.outs, -1, *form.taps)
-        elif op.type == "MatMul" or (gemm and not op.attr("transB", 0)):
+        elif (op.type == "MatMul" and not self.slot) or (gemm and not op.attr("transB", 0)):
             weight = weight.T
         alpha = float(op.attr("alpha", 1.0)) if gemm else 1.0
         return Kernel(form, weight if alpha == 1.0 else weight * alpha, bias)
@@ -79,7 +80,8 @@ def read(value: ir.Value) -> Layer | None:
     node, kind = value.producer(), dtype(value)
     if node is None or node.op_type not in _FORMS or node.domain not in ("", "ai.onnx"):
         return None
-    x = node.inputs[0] if node.inputs else None
+    slot = int(_left_dims(Op(node)) is not None)
+    x = node.inputs[slot] if len(node.inputs) > slot else None
     if x is None or kind is None or not foldable_dtype(kind):
         return None
     while (producer := x.producer()) is not None and copies(producer):
@@ -92,7 +94,7 @@ def read(value: ir.Value) -> Layer | None:
         return None  # an invalid operator is left for the runtime to refuse
     if form is None or (bias is not None and bias.size not in (1, form.outs)):
         return None
-    return Layer(node, x, form, kind)
+    return Layer(node, x, form, kind, slot)
 
 
 def copies(node: ir.Node) -> bool:
@@ -180,8 +182,21 @@ def _pool(op: Op) -> Form | None:
     return form if counted and (whole or not op.attr("ceil_mode", 0)) else None
 
 
+def _left_dims(op: Op) -> Ints | None:
+    """Return the dimensions of a constant matrix that stands left of what it is multiplied with, or None.
+
+    The channels are then the last axis but one, and there must be one.
+    """
+    held = op.tensor(0) if op.type == "MatMul" else None
+    dims = () if held is None else tuple(int(size) for size in held.shape.numpy())
+    return dims if len(dims) == 2 and len(op.shape(1) or ()) >= 2 else None
+
+
 def _product(op: Op) -> Form | None:
-    """MatMul and Gemm with a constant matrix on the right and, for Gemm, a bias of one row."""
+    """MatMul with a constant matrix, Gemm with one on the right and a bias of one row."""
+    left = _left_dims(op)
+    if left is not None:
+        return Form(*left)
     dims = _constant_dims(op)
     if dims is None or len(dims) != 2 or op.attr("transA", 0) or "broadcast" in op.node.attributes:
         return None
@@ -230,7 +245,9 @@ def write(
 
     # Before opset 11 a Gemm without a bias is invalid.
     needed = host.node.op_type == "Gemm" and Op(host.node).opset < 11
-    bias = [hold(kernel.bias, "bias")] if needed or np.any(kernel.bias != 0.0) else []
+    # Behind a matrix on the left the channels are not the last axis.
+    shaped = kernel.bias[:, None] if host.slot else kernel.bias
+    bias = [hold(shaped, "bias")] if needed or np.any(kernel.bias != 0.0) else []
     form = kernel.form
     if host.kind == "convolution":
         weight = kernel.weight
@@ -244,7 +261,8 @@ def write(
         if host.node.op_type == "Gemm":
             nodes = [ir.Node("", "Gemm", [x, hold(weight, "weight"), *bias], [ir.AttrInt64("transB", 1)])]
         else:
-            nodes = [ir.Node("", "MatMul", [x, hold(weight.T, "weight")])]
+            operands = [hold(weight, "weight"), x] if host.slot else [x, hold(weight.T, "weight")]
+            nodes = [ir.Node("", "MatMul", operands)]
             nodes += [ir.Node("", "Add", [nodes[0].outputs[0], operand]) for operand in bias]
     for node in nodes:
         node.name = names.fresh(f"{stem}_merged")

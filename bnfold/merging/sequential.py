@@ -26,7 +26,8 @@ BIASED = "the bias between them would differ at the padded border"
 
 def sequential(node: ir.Node, names: Names, sizes: Sizes) -> list[Merge]:
     """Merge a layer with the one that it alone reads, or say why they stay apart."""
-    outer, x = (read(node.outputs[0]), node.inputs[0]) if node.outputs and node.inputs else (None, None)
+    outer = read(node.outputs[0]) if node.outputs else None
+    x = None if outer is None else node.inputs[outer.slot]
     if outer is None or x is None:
         return []
     between = term(x, node.graph)
@@ -54,7 +55,7 @@ def sequential(node: ir.Node, names: Names, sizes: Sizes) -> list[Merge]:
 def priced(outer: Layer, inner: Term, layer: Layer, sizes: Sizes) -> Merge | None:
     """Return what two layers and the one layer cost, with the reason if there is none or it costs more."""
     form = inner.form(layer)
-    if form is None:
+    if form is None or outer.axis != layer.axis:
         return None
     positions = sizes.positions(outer.node.outputs[0], outer.axis)
     within = sizes.positions(layer.node.outputs[0], layer.axis)

@@ -29,14 +29,16 @@ class Term:
         return replace(self, affine=Affine.of(-1.0, 0.0) @ self.affine)
 
     def form(self, host: Layer) -> Form | None:
-        """Return the term's form beside, or in front of, the host; None if its affine varies along other axes."""
+        """Return the term's form beside, or in front of, the host; None if it varies along other axes."""
+        if self.layer is not None and self.layer.axis != host.axis:
+            return None
         form = self.layer.form if self.layer is not None else _identity(host.form).form
-        return None if _vectors(self.affine, form) is None else form
+        return None if _vectors(self.affine, host) is None else form
 
     def kernel(self, host: Layer) -> Kernel:
         """Read the term's weights; it must have a form."""
         kernel = self.layer.kernel() if self.layer is not None else _identity(host.form)
-        vectors = _vectors(self.affine, kernel.form)
+        vectors = _vectors(self.affine, host)
         assert vectors is not None
         return kernel if self.affine.is_identity else kernel.then(*vectors)
 
@@ -104,9 +106,10 @@ def _identity(form: Form) -> Kernel:
     return pointwise(form, IDENTITY.scale, IDENTITY.shift)
 
 
-def _vectors(affine: Affine, form: Form) -> tuple[Array, Array] | None:
-    """Return scale and shift as vectors along the channels: axis 1, or the last where there is no spatial one."""
-    rank = len(form.stride) + 2 if form.stride else max(1, len(affine.shape))
-    if affine.axes(rank) - {1 if form.stride else rank - 1}:
+def _vectors(affine: Affine, host: Layer) -> tuple[Array, Array] | None:
+    """Return scale and shift as vectors along the host's channels, or None where they vary along other axes."""
+    spatial = len(host.form.stride)
+    rank = spatial + 2 if spatial else max(-host.axis, len(affine.shape))
+    if affine.axes(rank) - {host.axis % rank}:
         return None
     return affine.scale.reshape(-1), affine.shift.reshape(-1)

@@ -154,6 +154,10 @@ def _patch(feed: ir.Value, window: Window) -> tuple[int, ...] | None:
     if known is None or len(known) < 2:
         return None
     convolutions = [n for side in (window.original, window.candidate) for n in side.nodes if n.op_type == "Conv"]
+    products = [n for side in (window.original, window.candidate) for n in side.nodes if n.op_type == "MatMul"]
+    if not convolutions and products and all(stored(n.inputs[0]) is not None for n in products):
+        # Matrices on the left: the channels are the last axis but one, and columns do not mix.
+        return (*(1,) * (len(known) - 3), known[-2], 1) if len(known) > 2 and isinstance(known[-2], int) else None
     channels = known[-1] if not convolutions and len(known) != 4 else known[1]
     if not isinstance(channels, int):
         return None
