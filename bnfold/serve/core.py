@@ -22,9 +22,10 @@ from bnfold.serve.model import Model, open_model, signature
 from bnfold.serve.observe import Observer
 from bnfold.serve.repository import repository
 from bnfold.serve.request import Request, Response
+from bnfold.serve.security import Budget
 from bnfold.serve.settings import Settings
 from bnfold.serve.stats import Stats
-from bnfold.serve.versions import Serving, Versions, serve
+from bnfold.serve.versions import Serving, State, Versions, serve
 
 
 @dataclass(slots=True)
@@ -80,6 +81,7 @@ class Core:
         self.observer_errors = self.restarts = 0
         self.draining = False
         self.pending = 0
+        self.budget = Budget(settings.max_pending)
         self.began = time.time()
         concurrency = settings.concurrency or cores()
         self._limits = Limits(settings.queue, concurrency, 1, settings.batch_delay, settings.timeout)
@@ -91,16 +93,18 @@ class Core:
 
     async def start(self) -> None:
         """Load every model. Raises the first's error if none can be loaded; one that can't makes us not ready."""
-        errors = []
+        errors: dict[str, Refused | BnfoldError] = {}
         for name in self.repository.names():
             try:
                 await self.load(name)
             except (Refused, BnfoldError) as error:
-                errors.append(error)
-                log.error("not served", model=name, reason=error)
-        if errors and not any(versions.current for versions in self.names.values()):
-            first = errors[0]
-            raise first if isinstance(first, BnfoldError) else ModelError(str(first))
+                errors[name] = error
+        fatal = None if any(versions.current for versions in self.names.values()) else next(iter(errors.values()), None)
+        for name, why in errors.items():
+            if why is not fatal:  # which whoever started us will tell
+                log.error("not served", model=name, reason=why)
+        if fatal is not None:
+            raise fatal if isinstance(fatal, BnfoldError) else ModelError(str(fatal))
 
     # Asking
 
@@ -137,7 +141,7 @@ class Core:
         """Why the server is not ready, nothing if it is."""
         why = ["the server is going down"] if self.draining else []
         for versions in self.names.values():
-            if versions.current is None and versions.reason != UNLOADED:
+            if versions.state in (State.LOADING, State.FAILED):
                 why.append(f"{versions.name}: {versions.reason or 'loading'}")
             elif versions.current is not None and versions.current.model.unproven:
                 why.append(f"{versions.name}: {versions.current.model.unproven}")
@@ -165,15 +169,15 @@ class Core:
             current = versions.current
             if current and _unchanged(current.model, version, path):
                 return
-            versions.loading = True
+            versions.begin()
             try:
                 model = await asyncio.get_running_loop().run_in_executor(self._loader, self._open, name, version, path)
             except (ModelError, ProviderError) as error:
-                if versions.current is None:
-                    versions.reason = str(error)
+                versions.fail(str(error))
                 raise Refused(str(error), INVALID if isinstance(error, ModelError) else INTERNAL, "load") from error
-            finally:
-                versions.loading = False
+            except BaseException:
+                versions.fail("the load was cut off; the log may say why")
+                raise
             stats = versions.stats.setdefault(version, Stats())
             new = serve(model, stats, self._pool, self._limits, self.observers, self._guard)
             self._retire(versions.swap(new))
@@ -185,7 +189,7 @@ class Core:
         """Stop serving a model; what is in its queue is still answered. Raises `Refused` for an unknown name."""
         versions = self.versions(name)
         async with versions.lock:
-            for serving in versions.clear(UNLOADED):
+            for serving in versions.clear():
                 self._retire(serving)
             log.info("unloaded", model=name)
 
@@ -254,9 +258,6 @@ class Core:
         except Exception as error:  # a bug of an observer must cost no request
             self.observer_errors += 1
             log.error("an observer failed", error=error)
-
-
-UNLOADED = "unloaded"
 
 
 def _unchanged(model: Model, version: str, path: Path) -> bool:

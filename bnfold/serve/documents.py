@@ -81,7 +81,7 @@ def index(core: Core, *, only_ready: bool = False) -> list[Document]:
             for serving in versions.loaded:
                 found.append({"name": name, "version": serving.model.version, "state": "READY", "reason": ""})
         elif not only_ready:
-            found.append({"name": name, "version": "", "state": versions.state, "reason": versions.reason})
+            found.append({"name": name, "version": "", "state": versions.state.indexed, "reason": versions.reason})
     return found
 
 

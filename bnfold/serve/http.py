@@ -45,13 +45,11 @@ def metrics_app(core: Core) -> Starlette:
 
 def _application(core: Core, rows: Sequence[tuple[str, str, Handler]]) -> Starlette:
     token = read_token(core.settings.token_file)
-    budget = Budget(core.settings.max_pending)
 
     def endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         async def call(request: Request) -> Response:
             start, path, why = time.perf_counter_ns(), request.scope["path"], ""
             name = log.request_id(request.headers.get("x-request-id"))
-            request.state.budget = budget
             try:
                 if path not in _OPEN:
                     authorize(token, request.headers.get("authorization"))
@@ -83,10 +81,9 @@ def _application(core: Core, rows: Sequence[tuple[str, str, Handler]]) -> Starle
 
 async def infer(core: Core, request: Request) -> Response:
     """POST …/infer."""
-    budget: Budget = request.state.budget
     held = 0
     try:
-        body, held = await _body(request, core.settings.max_body, budget)
+        body, held = await _body(request, core.settings.max_body, core.budget)
         asked, wishes = wire.parse(
             request.path_params["name"],
             request.path_params.get("version", ""),
@@ -99,7 +96,7 @@ async def infer(core: Core, request: Request) -> Response:
         answer = await pending.answer()
         parts, header = wire.render(answer, wishes)
     finally:
-        budget.give_back(held)
+        core.budget.give_back(held)
     headers = {} if header is None else {wire.HEADER_LENGTH: str(header)}
     media = "application/json" if header is None else "application/octet-stream"
     content = b"".join(parts)
@@ -252,11 +249,11 @@ async def _body(request: Request, limit: int, budget: Budget) -> tuple[bytes | b
 
 async def _parameters(core: Core, request: Request) -> dict[str, Any]:
     """The JSON object of a small request; an empty body is an empty one."""
-    body, held = await _body(request, core.settings.max_body, request.state.budget)
+    body, held = await _body(request, core.settings.max_body, core.budget)
     try:
         return wire.parse_object(body, "request") if body.strip() else {}
     finally:
-        request.state.budget.give_back(held)
+        core.budget.give_back(held)
 
 
 async def _watch(request: Request, pending: Pending) -> None:

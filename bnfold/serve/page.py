@@ -10,7 +10,7 @@ from typing import Any
 from bnfold import __version__
 from bnfold.report.html import figure, render
 from bnfold.serve.core import Core
-from bnfold.serve.versions import Serving, Versions
+from bnfold.serve.versions import Serving, State, Versions
 
 # Seconds after which a browser asks again.
 REFRESH = 5
@@ -47,8 +47,8 @@ def _facts(core: Core) -> list[tuple[str, str]]:
 def _model(core: Core, versions: Versions) -> dict[str, Any]:
     return {
         "name": versions.name,
-        "state": versions.state,
-        "reason": versions.reason,
+        "state": versions.state.name,
+        "reason": "" if versions.state is State.UNLOADED else versions.reason,
         "versions": [_version(core, versions, serving) for serving in versions.loaded],
     }
 

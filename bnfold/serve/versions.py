@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from bnfold.serve.batching import Arrays, Batcher, Job, Limits
@@ -16,6 +17,20 @@ from bnfold.serve.stats import Stats, Timings
 
 if TYPE_CHECKING:
     from bnfold.serve.observe import Observer
+
+
+class State(Enum):
+    """What has become of a name; the protocol's repository index calls both of the last two unavailable."""
+
+    LOADING = auto()
+    READY = auto()
+    FAILED = auto()
+    UNLOADED = auto()
+
+    @property
+    def indexed(self) -> str:
+        """The index's word for it."""
+        return self.name if self in (State.LOADING, State.READY) else "UNAVAILABLE"
 
 
 @dataclass(eq=False)
@@ -33,7 +48,7 @@ class Versions:
     name: str
     current: Serving | None = None
     previous: Serving | None = None
-    loading: bool = False
+    state: State = State.UNLOADED
     reason: str = ""
     swaps: int = 0
     stats: dict[str, Stats] = field(default_factory=dict)
@@ -44,17 +59,20 @@ class Versions:
         """What can answer, the current one first."""
         return [serving for serving in (self.current, self.previous) if serving is not None]
 
-    @property
-    def state(self) -> str:
-        """READY, LOADING or UNAVAILABLE, as the repository index says it."""
-        if self.current is not None:
-            return "READY"
-        return "LOADING" if self.loading else "UNAVAILABLE"
+    def begin(self) -> None:
+        """A load begins; what is served meanwhile stays ready."""
+        if self.current is None:
+            self.state, self.reason = State.LOADING, ""
+
+    def fail(self, reason: str) -> None:
+        """The load failed; what is served meanwhile stays ready."""
+        if self.current is None:
+            self.state, self.reason = State.FAILED, reason
 
     def pick(self, version: str = "") -> Serving:
         """The version that answers; raises `Refused`."""
         if self.current is None:
-            why = self.reason or "it is being loaded; try again"
+            why = "it is being loaded; try again" if self.state is State.LOADING else self.reason or "it is not loaded"
             raise overloaded(f"model {self.name!r} is not ready: {why}", "not-ready")
         for serving in self.loaded:
             if version in ("", serving.model.version):
@@ -66,7 +84,7 @@ class Versions:
         """Let `new` answer from now on; return the version that is no longer needed."""
         dropped, self.previous, self.current = self.previous, self.current, new
         self.swaps += 1
-        self.reason = ""
+        self.state, self.reason = State.READY, ""
         return dropped
 
     def roll_back(self, reason: str) -> None:
@@ -77,9 +95,10 @@ class Versions:
         self.swaps += 1
         self.reason = reason
 
-    def clear(self, reason: str) -> list[Serving]:
-        """Serve nothing; return what was served."""
-        dropped, self.current, self.previous, self.reason = self.loaded, None, None, reason
+    def clear(self) -> list[Serving]:
+        """Serve nothing, as was asked for; return what was served."""
+        dropped, self.current, self.previous = self.loaded, None, None
+        self.state, self.reason = State.UNLOADED, "unloaded"
         return dropped
 
 
