@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from bnfold.derived import Derived, release
 from bnfold.errors import ModelError
 from bnfold.files import check_output, reason, replacing, target, unwritable
+from bnfold.graph.operators import in_one_domain
 from bnfold.graph.skeleton import check, withdrawn
 from bnfold.graph.soundness import check_external, check_nodes, check_stored
 from bnfold.graph.soundness import nbytes as size
@@ -34,10 +35,12 @@ _PATH = "bnfold.path"
 def load(source: Source) -> ir.Model:
     """Read and check a model; its external tensors stay memory-mapped. An `ir.Model` is returned as it is.
 
+    Only where it imports ONNX's own domain by its other name, see `bnfold.graph.operators`, a renamed copy is returned.
+
     Raises `ModelError` for whatever can't be read as a valid ONNX model with all its data.
     """
     if isinstance(source, ir.Model):
-        return source
+        return in_one_domain(source)
     if isinstance(source, onnx.ModelProto):
         return _from_proto(source, "the given ModelProto", None)
     if isinstance(source, (str, os.PathLike)):
@@ -176,8 +179,9 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
                 check_external(tensor, name, path)
             else:
                 check_stored(tensor)
-        if withdrawn(model):
-            check(model)
+        standard = in_one_domain(model)
+        if standard is not model or withdrawn(model):
+            check(standard)
         else:
             onnx.checker.check_model(proto if path is None else path)
     except ModelError:
@@ -186,7 +190,7 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
         text = " ".join(str(error).split()).rstrip(".")
         text = text if len(text) <= 240 else text[:237] + "..."
         raise ModelError(f"{name}: is not a valid ONNX model: {text}; export it again") from error
-    return model
+    return standard
 
 
 def _graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:

@@ -290,3 +290,18 @@ def test_a_tensor_need_not_be_called_as_its_initializer() -> None:
     value.const_value = ir.tensor(value.const_value.numpy(), name="another")
     check(model)
     assert value.name in {held.name for held in skeleton(model).graph.initializer}
+
+
+@pytest.mark.parametrize("nodes", ["", "ai.onnx"])
+def test_the_other_name_of_onnx_s_domain_is_read(nodes: str, tmp_path: Path) -> None:
+    proto = conv_bn()
+    proto.opset_import[0].domain = "ai.onnx"
+    for node in proto.graph.node:
+        node.domain = nodes
+    onnx.save(proto, tmp_path / "m.onnx")
+    given = ir.from_proto(proto)
+    for source in (tmp_path / "m.onnx", proto, given):
+        done = bnfold.optimize(source, verify_options={"samples": 1})
+        assert (done.report.folded, done.verdict and done.verdict.status) == (2, "pass")
+        onnx.checker.check_model(ir.to_proto(done.model))
+    assert given.opset_imports == {"ai.onnx": 18}  # what the caller holds is left as it is
