@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
+from onnx.defs import onnx_opset_version
 
 from bnfold.errors import ModelError, RejectedError, UsageError
 from bnfold.exporting.dynamic import BATCH, Axes, free_axes
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from bnfold.audit.data import Given
     from bnfold.audit.findings import AuditFinding
     from bnfold.exporting.proof import Proof
+    from bnfold.exporting.trial import Trial
     from bnfold.models.examples import Inputs
 
     Tensors = dict[str, torch.Tensor]
@@ -67,8 +69,8 @@ def export(
     With `dynamic_batch` the first axis of the first input, and of every other of that size, is free and called `batch`;
     `dynamic` frees others, as `"INPUT:AXIS=NAME"`. The model is held against the module by the rule of
     `bnfold.verify`, unless `verify` is False. `audit` is told the findings about the module's BatchNorms, on `data`
-    where given, before anything is converted; it may raise. `note` is told what the user should know but need not
-    change; without it that is a warning.
+    where given, once the arguments fit and before anything is converted; it may raise. `note` is told what the user
+    should know but need not change; without it that is a warning.
 
     Raises `UsageError` for arguments that do not fit together, `InputError` for examples that do not, `ModelError`
     for a source that can't be loaded, a BN without running statistics, or a model that the exporter can't convert, and
@@ -78,9 +80,13 @@ def export(
     """
     if exporter not in EXPORTERS:
         raise UsageError(f"no exporter is called {exporter!r}; give {' or '.join(EXPORTERS)}")
+    newest = onnx_opset_version()
+    if opset is not None and not 1 <= opset <= newest:
+        raise UsageError(f"there is no opset {opset}; ONNX has 1 to {newest}")
     try:
         import torch
 
+        from bnfold.exporting.trial import run
         from bnfold.models.examples import examples, sharing_batch
         from bnfold.models.modules import load_module
     except ModuleNotFoundError as error:
@@ -99,15 +105,16 @@ def export(
             source, weights=weights, kwargs=kwargs, prefix=prefix, ema=ema, partial=partial, tell=tell
         )
     _require_statistics(module, label)
-    if audit is not None:
-        audit(_findings(module, data))
     if inputs is None and shape is None:
         raise UsageError(f"{label}: give an example input, such as 1x3x224x224")
     given = examples(
         torch.zeros(2, *(shape or ())) if inputs is None else inputs, module, label=label, batch=dynamic_batch
     )
     axes = free_axes(dynamic, given, sharing_batch(given) if dynamic_batch else set())
-    model, heard = _convert(module, given, label, exporter, opset, axes)
+    trial = run(module, given, axes, label)
+    if audit is not None:
+        audit(_findings(module, data))
+    model, heard = _convert(module, given, trial, label, exporter, opset, axes)
     for text in heard:
         tell(text)
     model = _checked(_tidied(model), label)
@@ -125,23 +132,18 @@ def _findings(module: nn.Module, data: Given | None) -> Sequence[AuditFinding]:
 
 
 def _convert(
-    module: nn.Module, given: Tensors, label: str, exporter: str, opset: int | None, axes: Axes
+    module: nn.Module, given: Tensors, trial: Trial, label: str, exporter: str, opset: int | None, axes: Axes
 ) -> tuple[ir.Model, list[str]]:
     """What the exporter makes of the module, held to what was asked of it; and what the user should hear."""
     import torch
 
     from bnfold.exporting.writers import WRITERS
-    from bnfold.models.examples import follow_batch, run
     from bnfold.models.modules import eval_mode
     from bnfold.models.quiet import silence
 
-    batched = {name for name, places in axes.items() if places.get(0) == BATCH}
     with eval_mode(module), torch.no_grad(), silence() as heard:
-        names, calls = run(module, given, label)
-        if batched:
-            batched = batched | follow_batch(module, given, batched, names or [], label)
         try:
-            model = WRITERS[exporter](module, given, names, opset, axes, batched)
+            model = WRITERS[exporter](module, given, trial.names, opset, axes, trial.batched)
         except Exception as error:
             # Whatever torch's exporters meet, they raise something of their own; all of it is about the user's model.
             raise _failure(label, exporter, error) from error
@@ -155,8 +157,9 @@ def _convert(
                 size = f"a {dim} of {value.shape[axis]}"
                 raise ModelError(f"{label}: works for {size} only; export it with {hint}")
     found = sum(node.op_type == "BatchNormalization" and not node.domain for node in model.graph.all_nodes())
-    if found < calls:
-        raise ModelError(f"{label}: {calls} batch norms ran, the {exporter} exporter kept {found}; {_other(exporter)}")
+    if found < trial.batch_norms:
+        ran = f"{trial.batch_norms} batch norms ran"
+        raise ModelError(f"{label}: {ran}, the {exporter} exporter kept {found}; {_other(exporter)}")
     traced = [str(w.message) for w in heard if w.category.__name__ == "TracerWarning"]
     return model, [f"tracing may have frozen a choice that depends on the input: {text}" for text in traced]
 

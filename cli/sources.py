@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from bnfold.errors import UsageError
+from bnfold.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,22 +37,22 @@ def loading(function: F) -> F:
 
 
 def json_object(option: str, text: str | None) -> dict[str, Any]:
-    """The keywords in a JSON object. Raises `UsageError` for anything else."""
+    """The keywords in a JSON object. Raises `InputError` for anything else."""
     sample = f"write it like {option} '{{\"width\": 2}}'"
     try:
         found = json.loads(text or "{}")
     except ValueError as error:
-        raise UsageError(f"{option} {text}: {error}; {sample}") from error
+        raise InputError(f"{option} {text}: {error}; {sample}") from error
     if not isinstance(found, dict):
-        raise UsageError(f"{option} {text}: is no JSON object; {sample}")
+        raise InputError(f"{option} {text}: is no JSON object; {sample}")
     return found
 
 
 def keyword(text: str) -> tuple[str, Any]:
-    """`NAME=VALUE` with the value as JSON, or as text where it is none."""
+    """`NAME=VALUE` with the value as JSON, or as text where it is none. Raises `InputError` for anything else."""
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise UsageError(f"--arg {text}: write it like --arg num_classes=10")
+        raise InputError(f"--arg {text}: write it like --arg num_classes=10")
     try:
         return name, json.loads(value)
     except ValueError:

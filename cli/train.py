@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from bnfold.cli.options import example, output, shown
-from bnfold.errors import UsageError
+from bnfold.cli.sources import json_object
+from bnfold.errors import InputError
 from bnfold.models.registry import ARCHITECTURES
 
 _STYLE = ("norm", "position", "eps", "dropout")
@@ -72,7 +72,10 @@ def command(arch: str, output: str, data: str, kwargs: str | None, screen: Any, 
 
     architecture(arch)
     check_output(output)
-    keywords = {**_keywords(kwargs), **{name: options.pop(name) for name in _STYLE}}
+    keywords = json_object("--kwargs", kwargs)
+    for name in keywords.keys() & {*_STYLE, "momentum", "normalize"}:
+        raise InputError(f"--kwargs {kwargs}: {name} is an option of its own; give --{name}")
+    keywords |= {name: options.pop(name) for name in _STYLE}
     momentum = momentum_of(options.pop("momentum"), options.pop("decay"))
     if momentum is not None:
         keywords["momentum"] = momentum
@@ -82,13 +85,3 @@ def command(arch: str, output: str, data: str, kwargs: str | None, screen: Any, 
     done = train(arch, dataset, kwargs=keywords, note=screen.note, quiet=screen.quiet, **options)
     done.save(output)
     screen.result("train", {"output": output, **done.to_dict()}, escape(f"{done} → {output}"))
-
-
-def _keywords(text: str | None) -> dict[str, Any]:
-    try:
-        found = json.loads(text or "{}")
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UsageError(f"--kwargs {text}: give a JSON object, such as {{\"width\": 32}}")
-    return found

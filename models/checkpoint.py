@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import ModelError, UsageError
+from bnfold.errors import BnfoldError, ModelError
 from bnfold.models import registry
 from bnfold.models.weights import first_line, load_weights, read_safetensors
 
@@ -82,7 +82,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         # On the meta device a damaged or hostile width allocates nothing before the shapes are compared.
         with torch.device("meta"):
             module = registry.build(meta.arch, **meta.kwargs)
-    except (UsageError, RuntimeError, MemoryError, OverflowError) as error:
+    except (BnfoldError, RuntimeError, MemoryError, OverflowError) as error:
         raise ModelError(f"{path}: its architecture can't be built here: {first_line(error)}") from error
     load_weights(module, state, path, assign=True)
     return Checkpoint(module.eval(), meta)

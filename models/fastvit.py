@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bnfold.models.branches import Branches, reparameterized
+from bnfold.models.branches import Branches, affine, reparameterized
 from bnfold.models.shapes import image_shape
 from bnfold.models.style import PLAIN, Style
 
@@ -31,11 +31,9 @@ class RepMixer(nn.Module):
     @torch.no_grad()
     def merged(self) -> nn.Conv2d:
         """One depthwise convolution with a bias that equals this in eval mode."""
-        conv = self.mixer.merged() if isinstance(self.mixer, Branches) else self.mixer
-        norm, scale = self.norm, self.scale.double()
-        assert norm.running_mean is not None and norm.running_var is not None and conv.bias is not None
-        gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-        shift = norm.bias.double() - gain * norm.running_mean.double()
+        conv, scale = self.mixer.merged()[0], self.scale.double()
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        gain, shift = affine(self.norm, len(scale))
         middle = conv.kernel_size[0] // 2
         weight = conv.weight.double()
         weight[:, 0, middle, middle] -= gain
@@ -81,14 +79,14 @@ class FastViT(nn.Module):
         style: Style = PLAIN,
     ) -> None:
         super().__init__()
-        self.stem = Branches(image_shape(input_shape)[0], width, stride=stem_stride, style=style)
+        self.stem = Branches(image_shape(input_shape)[0], width, 3, nn.GELU, stride=stem_stride, style=style)
         stages: list[nn.Module] = []
         inputs = width
         for stage, depth in enumerate(blocks):
             outputs = width * 2**stage
             if stage:
-                down = Branches(inputs, inputs, 7, stride=2, groups=inputs, style=style)
-                stages += [down, nn.GELU(), Branches(inputs, outputs, 1, style=style), nn.GELU()]
+                stages.append(Branches(inputs, inputs, 7, nn.GELU, stride=2, groups=inputs, style=style))
+                stages.append(Branches(inputs, outputs, 1, nn.GELU, style=style))
             for _ in range(depth):
                 stages += [RepMixer(outputs, style=style), ConvFFN(outputs, expand, style)]
             inputs = outputs
@@ -97,8 +95,7 @@ class FastViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H, W)` → logits `(N, classes)`."""
-        x = self.stages(nn.functional.gelu(self.stem(x)))
-        logits: Tensor = self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(self.stages(self.stem(x)).mean((2, 3)))
         return logits
 
     def reparameterized(self) -> nn.Module:

@@ -71,8 +71,9 @@ class LeViT(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, columns = image_shape(input_shape)
+        half = max(width // 2, 1)
         self.stem = nn.Sequential(
-            style.conv(channels, width // 2, 3, nn.Hardswish), style.conv(width // 2, width, 3, stride=2)
+            style.conv(channels, half, 3, nn.Hardswish), style.conv(half, width, 3, stride=2)
         )
         tokens = (height + 1) // 2 * ((columns + 1) // 2)
         self.blocks = nn.Sequential(*(Block(tokens, width, heads, key, style) for _ in range(depth)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from bnfold.models.branches import Branches, reparameterized
@@ -20,12 +19,13 @@ class MobileOneBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, copies: int, style: Style = PLAIN) -> None:
         super().__init__()
-        self.depthwise = Branches(inputs, inputs, stride=stride, groups=inputs, copies=copies, style=style)
-        self.pointwise = Branches(inputs, outputs, 1, copies=copies, style=style)
+        self.depthwise = Branches(inputs, inputs, 3, nn.ReLU, stride=stride, groups=inputs, copies=copies, style=style)
+        self.pointwise = Branches(inputs, outputs, 1, nn.ReLU, copies=copies, style=style)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, inputs, H, W)` → `(N, outputs, H', W')`."""
-        return torch.relu(self.pointwise(torch.relu(self.depthwise(x))))
+        out: Tensor = self.pointwise(self.depthwise(x))
+        return out
 
 
 class MobileOne(nn.Module):
@@ -48,7 +48,7 @@ class MobileOne(nn.Module):
         style: Style = PLAIN,
     ) -> None:
         super().__init__()
-        self.stem = Branches(image_shape(input_shape)[0], width, stride=stem_stride, style=style)
+        self.stem = Branches(image_shape(input_shape)[0], width, 3, nn.ReLU, stride=stem_stride, style=style)
         stages: list[nn.Module] = []
         inputs = width
         for stage, depth in enumerate(blocks):
@@ -61,8 +61,7 @@ class MobileOne(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H, W)` → logits `(N, classes)`."""
-        x = self.stages(torch.relu(self.stem(x)))
-        logits: Tensor = self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(self.stages(self.stem(x)).mean((2, 3)))
         return logits
 
     def reparameterized(self) -> nn.Module:

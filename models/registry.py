@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import UsageError
+from bnfold.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,7 +70,8 @@ def build(arch: str, *, normalize: Mapping[str, Any] | None = None, **kwargs: An
     keywords are its own. Classifiers take `classes` and map `(N, *input_shape)` float32 to logits `(N, classes)`.
     `normalize`, with a `mean` and a `std` per channel, puts that normalisation in front.
 
-    Raises `UsageError` for an unknown name, an unknown keyword or a value that the architecture refuses.
+    Raises `UsageError` for an unknown name or style, `InputError` for a keyword or a value that the architecture
+    refuses.
 
     >>> build("resnet", input_shape=(1, 8, 8), classes=10)(torch.zeros(2, 1, 8, 8)).shape  # doctest: +SKIP
     torch.Size([2, 10])
@@ -81,22 +82,51 @@ def build(arch: str, *, normalize: Mapping[str, Any] | None = None, **kwargs: An
         from bnfold.models.style import Style
     except ModuleNotFoundError as error:
         raise UsageError(f'{error.name} is not installed: pip install "bnfold[train]"') from error
-    styled = inspect.signature(Style).parameters
-    own = {name: value for name, value in kwargs.items() if name not in styled}
+    styled, own = inspect.signature(Style).parameters, dict(kwargs)
+    chosen = {name: own.pop(name) for name in styled if name in own}
+    _check(arch, inspect.signature(factory).parameters, own, [*styled])
     try:
-        inspect.signature(factory).bind(**own)
-    except TypeError as error:
-        known = [name for name in inspect.signature(factory).parameters if name != "style"]
-        raise UsageError(f"{arch}: {error}; it takes {', '.join([*known, *styled])}") from None
+        style = Style(**chosen)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{arch}: {error}") from error
     try:
-        style = Style(**{name: value for name, value in kwargs.items() if name in styled})
-        module = factory(**{"style": style, **own})
+        module = factory(style=style, **own)
         if normalize is None:
             return module
         shape = kwargs.get("input_shape", architecture(arch).input_shape())
         return normalized(module, **{"input_shape": shape, **normalize})
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{arch}: {error}") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        # torch says by a RuntimeError that a size is beyond it.
+        raise InputError(f"{arch}: {str(error).partition(chr(10))[0]}") from error
+
+
+def _check(
+    arch: str, parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any], styled: Sequence[str]
+) -> None:
+    """Raise `InputError` for a keyword that the architecture has not, or a value of another type than it wants."""
+    known = [name for name in parameters if name != "style"]
+    for name, value in given.items():
+        if name not in known:
+            raise InputError(f"{arch} has no keyword {name!r}; it takes {', '.join([*known, *styled])}")
+        sound, wanted = _TYPES[parameters[name].annotation]
+        if not sound(value):
+            raise InputError(f"{arch}: {name} is {value!r}; give {wanted}")
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _are_sizes(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(map(_is_size, value))
+
+
+_TYPES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "int": (_is_size, "a whole number from 1"),
+    "Sequence[int]": (_are_sizes, "a list of whole numbers from 1"),
+    "str": (lambda value: isinstance(value, str), "a text"),
+}
+"""By annotation of an architecture's keyword: what it may be, and how to say so."""
 
 
 def architecture(arch: str) -> Architecture:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from bnfold.models.branches import Branches, reparameterized
@@ -33,21 +32,23 @@ class RepVGG(nn.Module):
     ) -> None:
         super().__init__()
         inputs = width
-        stages: list[nn.Module] = [Branches(image_shape(input_shape)[0], width, stride=stem_stride, style=style)]
+        stages: list[nn.Module] = [self._block(image_shape(input_shape)[0], width, stem_stride, style)]
         for stage, depth in enumerate(blocks):
             outputs = width * 2**stage
             for block in range(depth):
-                stages.append(Branches(inputs, outputs, stride=2 if stage and not block else 1, style=style))
+                stages.append(self._block(inputs, outputs, 2 if stage and not block else 1, style))
                 inputs = outputs
-        self.stages = nn.ModuleList(stages)
+        self.stages = nn.Sequential(*stages)
         self.head = style.head(inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H, W)` → logits `(N, classes)`."""
-        for stage in self.stages:
-            x = torch.relu(stage(x))
-        logits: Tensor = self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(self.stages(x).mean((2, 3)))
         return logits
+
+    @staticmethod
+    def _block(inputs: int, outputs: int, stride: int, style: Style) -> Branches:
+        return Branches(inputs, outputs, 3, nn.ReLU, stride=stride, style=style)
 
     def reparameterized(self) -> nn.Module:
         """The same net in eval mode with one convolution a block."""

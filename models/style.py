@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -113,10 +113,9 @@ class Style:
         layer = nn.Linear(inputs, outputs)
         return nn.Sequential(nn.Dropout(self.dropout), layer) if self.dropout else layer
 
-    def require_before(self, what: str) -> None:
-        """Raise `ValueError` unless the norm stands before the activation, as `what` needs it."""
-        if self.position != "before":
-            raise ValueError(f"{what} have one activation for several norms; position can only be before")
+    def branch(self, activation: Activation | None) -> Style:
+        """The style of branches whose sum goes through `activation`: with no norm where the sum's stands behind it."""
+        return replace(self, norm="none") if activation is not None and self.position == "after" else self
 
     def _needs_bias(self, activation: Activation | None) -> bool:
         # The norm's own shift is the bias where the norm follows at once.

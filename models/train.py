@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.errors import ProviderError, UsageError
+from bnfold.errors import InputError, ProviderError, UsageError
 from bnfold.models import registry
 from bnfold.models.checkpoint import Checkpoint, Meta, load_checkpoint, save_checkpoint
 from bnfold.models.data import Dataset, Images, Split, stratified
@@ -93,8 +93,9 @@ def train(
     `note` with what the user should know, which is a warning without it. With several `devices` or `nodes` the script
     that calls this is started once for each, and only the first returns.
 
-    Raises `UsageError` for arguments out of range or an unknown architecture, `InputError` for data that does not fit
-    its task, `ProviderError` for a device that is not there, `ModelError` where training diverges.
+    Raises `UsageError` for arguments out of range or an unknown architecture, `InputError` for `kwargs` that it has not
+    and data that does not fit its task, `ProviderError` for a device that is not there, `ModelError` where training
+    diverges.
 
     >>> from bnfold.models.data import load
     >>> train("resnet", load("digits"), epochs=1).save("digits.safetensors")  # doctest: +SKIP
@@ -116,9 +117,8 @@ def train(
     target = _device(settings)
     goal = task(registry.architecture(arch).task)
     seen = _set_aside(data, settings) if settings.patience else data
-    options = {**goal.keywords(data), **(kwargs or {})}
     learnt = goal.data(seen)
-    options = _plain({"input_shape": learnt.input_shape, **options})
+    options = _options({"input_shape": learnt.input_shape, **goal.keywords(data)}, kwargs or {})
     if normalize:
         options["normalize"] = _moments(learnt.train)
     tell = note or (lambda text: warnings.warn(text, UserWarning, stacklevel=3))
@@ -202,13 +202,16 @@ def _settings(arch: str, options: dict[str, Any], data: Dataset, recipe: Recipe)
     return {"architecture": arch, **options, **asdict(recipe), "data": data.name, "data's SHA-256": digest.hexdigest()}
 
 
-def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments as the checkpoint will give them back, so that it builds the same module."""
+def _options(known: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The architecture's keywords, those `known` from the data among them, as the checkpoint will give them back."""
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(kwargs))
+        options: dict[str, Any] = json.loads(json.dumps({**known, **kwargs}))
     except (TypeError, ValueError) as error:
-        raise UsageError(f"a checkpoint can't hold these arguments as JSON: {error}") from error
-    return plain
+        raise InputError(f"a checkpoint can't hold these arguments as JSON: {error}") from error
+    for name, value in json.loads(json.dumps(known)).items():
+        if options[name] != value:
+            raise InputError(f"{name} is {options[name]}, but the data say {value}; leave it out")
+    return options
 
 
 def _follower() -> bool:

@@ -42,6 +42,10 @@ ARCHITECTURES = {
 }
 
 
+BEHIND = {"repvgg": 4, "mobileone": 7, "fastvit": 13}
+"""BNs behind the activation, where that is another number: of a sum of branches only one is left."""
+
+
 def batch_norms(module: nn.Module) -> int:
     return sum(isinstance(part, _BatchNorm) for part in module.modules())
 

@@ -101,8 +101,8 @@ def test_a_model_can_take_its_own_place(bnfold: Cli, fitting: Path) -> None:
     (("m.onnx", "--data", "x.npz", "--recalibrate", "no/o.onnx"), 4, "there is no folder"),
     (("m.onnx", "--data", "x.npz", "--html", "."), 4, "is a directory"),
     (("m.onnx", "--data", "x.npz", "--provider", "abacus"), 4, "abacus"),
-    (("m.onnx", "--kwargs", "[1]"), 2, "is no JSON object"),
-    (("m.onnx", "--kwargs", "{"), 2, "--kwargs"),
+    (("m.onnx", "--kwargs", "[1]"), 4, "is no JSON object"),
+    (("m.onnx", "--kwargs", "{"), 4, "--kwargs"),
     (("torch.nn:BatchNorm9d",), 4, "no attribute 'BatchNorm9d'"),
     (("none.safetensors",), 4, "no such file"),
 ])  # fmt: skip

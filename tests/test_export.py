@@ -375,8 +375,9 @@ def test_bad_weights_are_one_line_and_run_nothing(user: Path) -> None:
         ("users_net:Net", {"inputs": "1x3x5x5"}, InputError, r"fails on input \(2, 3, 5, 5\)"),
         ("users_net:Net", {"inputs": ["1x1x5x5", "1"]}, InputError, "too many positional arguments; forward takes"),
         ("users_net:Net", {"exporter": "onnxruntime"}, UsageError, "give dynamo or torchscript"),
-        ("users_net:Net", {"opset": 99}, UsageError, "instead of 99; ask for"),
-        ("users_net:Net", {"opset": 99, "exporter": "torchscript"}, ModelError, "99"),
+        ("users_net:Net", {"opset": 99}, UsageError, "there is no opset 99"),
+        ("users_net:Net", {"opset": 10}, UsageError, "instead of 10; ask for"),
+        ("users_net:Net", {"opset": 2, "exporter": "torchscript"}, ModelError, "opset"),
         ("users_net.py", {"weights": "w.pt"}, UsageError, "which alone takes weights"),
     ],
 )

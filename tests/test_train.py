@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bnfold.errors import BnfoldError, ModelError, OutputError, ProviderError, UsageError
+from bnfold.errors import BnfoldError, InputError, ModelError, OutputError, ProviderError, UsageError
 from bnfold.models import data, registry
 
 torch = pytest.importorskip("torch")
@@ -79,8 +79,9 @@ def test_same_seed_same_weights_and_the_callers_random_state_untouched(
         ({"device": "gpu"}, UsageError, "cpu, cuda"),
         ({"device": "meta"}, UsageError, "can't train"),
         ({"device": "cuda:99"}, ProviderError, "not there"),
-        ({"kwargs": {"depth": 3}}, UsageError, "'depth'"),
-        ({"kwargs": {"hidden": {1, 2}}}, UsageError, "as JSON"),
+        ({"kwargs": {"depth": 3}}, InputError, "'depth'"),
+        ({"kwargs": {"classes": 2}}, InputError, "classes is 2, but the data say 10"),
+        ({"kwargs": {"hidden": {1, 2}}}, InputError, "as JSON"),
         ({"lr": 1e30}, ModelError, "diverged in epoch 1"),
     ],
 )
@@ -260,13 +261,15 @@ def test_a_decay_is_one_minus_the_momentum(bnfold: Callable[..., Outcome], tmp_p
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (("mlp", "--kwargs", "{"), 2, "give a JSON object"),
-        (("mlp", "--kwargs", "[1]"), 2, "give a JSON object"),
-        (("mlp", "--kwargs", '{"depth": 3}'), 2, "'depth'; it takes input_shape, classes, hidden, norm"),
+        (("mlp", "--kwargs", "{"), 4, "write it like --kwargs"),
+        (("mlp", "--kwargs", "[1]"), 4, "is no JSON object"),
+        (("mlp", "--kwargs", '{"depth": 3}'), 4, "'depth'; it takes input_shape, classes, hidden, norm"),
+        (("mlp", "--kwargs", '{"hidden": [-1]}'), 4, "hidden is [-1]; give a list of whole numbers from 1"),
+        (("mlp", "--kwargs", '{"classes": 2}'), 4, "classes is 2, but the data say 10; leave it out"),
+        (("mlp", "--kwargs", '{"norm": "group"}'), 4, "norm is an option of its own; give --norm"),
         (("mlp", "--norm", "power"), 2, "batch, layer, group, instance, none"),
         (("mlp", "--momentum", "0.1", "--decay", "0.9"), 2, "the same thing twice"),
         (("mlp", "--momentum", "2"), 2, "above 0, at most 1"),
-        (("mlp", "--kwargs", '{"momentum": "x"}'), 2, "mlp: "),
         (("mlp", "--resume"), 2, "needs the log folder"),
         (("mlp", "--data", "none.npz"), 4, "no such file"),
         (("unet", "--data", "flat.npz"), 4, "to segment takes images"),
