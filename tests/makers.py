@@ -67,7 +67,8 @@ def value(name: str, shape: Sequence[int]) -> str:
 def graph(call: str, *inputs: str, outputs: str = "", rank: int = 4, **options: Any) -> Made:
     """A graph of one call that assigns to y (of any shape of `rank`)."""
     named = ",".join(f"d{axis}" for axis in range(rank))
-    return Made(f"({', '.join(inputs)}) => ({outputs or f'T[{named}] y'}) {{ {call} }}", **options)
+    output = f"T[{named}] y" if rank else "T y"
+    return Made(f"({', '.join(inputs)}) => ({outputs or output}) {{ {call} }}", **options)
 
 
 # Linear --------------------------------------------------------------------------------------------------------------
@@ -174,7 +175,8 @@ def _attention(draw: Draw, a: list[int], b: list[int], rank: int) -> Made:
 
 def einsum(draw: Draw) -> Made:
     equation = draw.of(
-        "bij,jk->bik", "bij,bjk->bik", "ij,jk->ki", "bhid,hde->bhie", "ij,kj->ik", "bic,c->bic", "ab,b->a"
+        "bij,jk->bik", "bij,bjk->bik", "ij,jk->ki", "bhid,hde->bhie", "ij,kj->ik", "bic,c->bic", "ab,b->a", "ab,ab->",
+        "abc,cd->ad", "aa,a->a", "aab,b->a", "a,aab->b",
     )  # fmt: skip
     if draw.size(0, 3) == 0:
         return _einsum_of_two(draw)
@@ -185,7 +187,9 @@ def einsum(draw: Draw) -> Made:
         xs, w = draw.shape(draw.size(1, 3)), [draw.size(), draw.size()]
         call = f'y = Einsum <equation = "...j,jk{draw.of("->...k", "")}"> (x, w[{dims([xs[-1], w[1]])}])'
         return graph(call, value("x", xs), rank=len(xs))
-    xs, ws = ([sizes[label] for label in term] for term in (x, w))
+    short = {label: draw.of(*[size] * 4, 1) for label, size in sizes.items()}  # which broadcasts
+    lengths = (sizes, short)[:: draw.of(1, -1)]
+    xs, ws = ([of[label] for label in term] for term, of in zip((x, w), lengths, strict=True))
     if draw.of(True, False):
         swapped = f"{w},{x}->{y}"
         return graph(f'y = Einsum <equation = "{swapped}"> (w[{dims(ws)}], x)', value("x", xs), rank=len(y))

@@ -117,7 +117,7 @@ def test_every_reason_and_every_formula_is_documented() -> None:
     reasons = text.partition("## Reasons")[2].partition("## The fold map")[0]
     rows = re.findall(r"^\| `([a-z-]+)` \| .+ \| (.+) \|$", reasons, re.MULTILINE)
     assert rows == [(reason.code, reason.hint) for reason in Reason]
-    sources = [*(REPOSITORY / "bnfold" / "rules").glob("*.py"), REPOSITORY / "bnfold" / "plan.py"]
+    sources = [*(REPOSITORY / "bnfold" / "rules").glob("*.py"), REPOSITORY / "bnfold" / "folding" / "plan.py"]
     formula = re.compile(r'"(s·[a-zA-Z](?: \+ t)?|W·s|b \+ ΣW·t|\(v − t\)/s|~[qz] where s < 0|the axis of s)"')
     written = {found for path in sources for found in formula.findall(path.read_text(encoding="utf-8"))}
     assert len(written) == 10

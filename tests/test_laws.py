@@ -137,6 +137,30 @@ def made_model(made: Made) -> onnx.ModelProto:
     return build(made.text, dtype="double", opset=made.opset, constants=made.constants, checked=made.checked)
 
 
+def given_inputs(draw: Draw, model: ir.Model) -> dict[str, Array]:
+    """Random arrays for the inputs of a model whose sizes are all known."""
+    inputs: dict[str, Array] = {}
+    for value in model.graph.inputs:
+        assert value.shape is not None and value.dtype is not None and value.name is not None
+        sizes, wanted = value.shape.numpy(), value.dtype.numpy()
+        plain = draw.rng.normal(size=sizes) if wanted.kind == "f" else draw.rng.integers(0, 2, sizes)
+        inputs[value.name] = plain.astype(wanted)
+    return inputs
+
+
+def random_facts(draw: Draw, op: Op, judgement: str, inputs: Mapping[str, Array]) -> dict[int, Affine]:
+    """Affines on some of what may carry one; on the operands of a join half the time the same."""
+    on = subjects(op, judgement)
+    if not on:
+        return {}
+    arrays = run(op.node, inputs, {}, {})
+    shapes = {k: np.shape(arrays[k]) if judgement == "hoist" else inputs[str(v.name)].shape for k, v in on.items()}
+    facts = {k: random_affine(draw, shapes[k]) for k in draw.some(sorted(on))}
+    if judgement == "sink" and draw.of(True, False) and len({shapes[k] for k in on}) == 1:
+        facts = dict.fromkeys(on, next(iter(facts.values())))
+    return {k: fact for k, fact in facts.items() if not fact.is_identity}
+
+
 def test_every_rule_has_a_maker() -> None:
     assert ALL.keys() == RULES.keys()
 
@@ -154,22 +178,8 @@ def test_law(op_type: str, judgement: str) -> None:
         model = ir.from_proto(made_model(made))
         annotate(model)
         op = Op(next(node for node in model.graph if node.op_type == op_type))
-        on = subjects(op, judgement)
-        inputs: dict[str, Array] = {}
-        for value in model.graph.inputs:
-            assert value.shape is not None and value.dtype is not None and value.name is not None
-            sizes = value.shape.numpy()
-            wanted = value.dtype.numpy()
-            inputs[value.name] = draw.rng.normal(size=sizes) if wanted.kind == "f" else draw.rng.integers(0, 2, sizes)
-            inputs[value.name] = inputs[value.name].astype(wanted)
-        arrays = run(op.node, inputs, {}, {})
-        shapes = {
-            k: np.shape(arrays[k]) if judgement == "hoist" else inputs[str(v.name)].shape for k, v in on.items()
-        }
-        facts = {k: random_affine(draw, shapes[k]) for k in draw.some(sorted(on))}
-        if judgement == "sink" and draw.of(True, False) and len({shapes[k] for k in on}) == 1:
-            facts = dict.fromkeys(on, next(iter(facts.values())))
-        facts = {k: fact for k, fact in facts.items() if not fact.is_identity}
+        inputs = given_inputs(draw, model)
+        facts = random_facts(draw, op, judgement, inputs)
         if not facts:
             return
         outcome = getattr(RULES[op_type], judgement)(op, facts)

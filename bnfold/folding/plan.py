@@ -23,7 +23,7 @@ from bnfold.derived import values
 from bnfold.folding.agreement import disagreement, in_parts
 from bnfold.folding.numbering import Numbering
 from bnfold.folding.walk import Plan, Use, Walk
-from bnfold.graph import STANDARD, Op, derive, is_floating, tensor
+from bnfold.graph import Op, derive, is_floating, tensor
 from bnfold.graph.constants import FAULTS
 from bnfold.rules import rule_for
 from bnfold.rules.base import Edit, Outcome, Reason, Refusal, Step
@@ -35,7 +35,7 @@ INDIFFERENT = ("Shape", "Size")
 
 
 def _indifferent(node: ir.Node) -> bool:
-    return node.op_type in INDIFFERENT and node.domain in STANDARD
+    return Op(node).type in INDIFFERENT
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def _judge(
     rule = rule_for(op.node.domain, op.type)
     law = getattr(rule, judgement, None)
     if law is None:
-        return Refusal(Reason.BARRIER, detail=f"no law for {op.node.domain or 'ai.onnx'}::{op.type}")
+        return Refusal(Reason.BARRIER, detail=f"no law for {op.node.domain or 'ai.onnx'}::{op.node.op_type}")
     try:
         outcome: Outcome | list[Step] = law(op, facts)
     except FAULTS as error:

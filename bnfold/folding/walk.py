@@ -132,7 +132,7 @@ class Walk:
             return False
         readers = [user for user, _ in uses if user not in self.removed]
         readers += [user for node in self.removed for user, _ in node.outputs[0].uses()]
-        return any(user.op_type == "Conv" for user in readers)
+        return any(Op(user).type == "Conv" for user in readers)
 
     def emit_each(self, asked: list[tuple[ir.Value, Use, Affine]], block: Refusal) -> None:
         """Leave every affine of a blocked branch to be computed where it stopped, equal ones once."""

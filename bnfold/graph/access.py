@@ -18,7 +18,6 @@ from bnfold.derived import Derived, foldable_dtype, values
 from bnfold.graph.constants import EVALUATE, attr, evaluated
 
 CONSTANT_BYTES = 64 << 20
-STANDARD = ("", "ai.onnx")  # the names of one domain; in another, the same operator name may mean anything
 SHAPE, OPSET, DTYPE, _CONSTANT = "bnfold.shape", "bnfold.opset", "bnfold.dtype", "bnfold.constant"
 HOME, ASSUMED_SHAPE = "bnfold.home", "bnfold.assumed"
 
@@ -87,7 +86,7 @@ def tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     if value.is_initializer():
         return None if overridable(value) else value.const_value
     producer = value.producer()
-    if producer is None or producer.domain not in STANDARD:
+    if producer is None or producer.domain:
         return None
     if producer.op_type == "Constant":
         return _constant_attribute(producer)
@@ -183,7 +182,8 @@ class Op:
 
     @property
     def type(self) -> str:
-        return self.node.op_type
+        """The operator's name, which in another domain than ONNX's own may mean anything and holds the domain."""
+        return f"{self.node.domain}::{self.node.op_type}" if self.node.domain else self.node.op_type
 
     @property
     def opset(self) -> int:

@@ -117,9 +117,15 @@ def _order(op: Op) -> Guard | Refusal:
     return Guard(shift=False, negative=False)
 
 
+def inference(op: Op) -> bool:
+    """Whether a Dropout leaves its input alone: since opset 7 unless asked to train, before only where told to."""
+    if op.opset < 7:
+        return bool(op.attr("is_test", 0))
+    return not op.has(2) or bool(op.const(2) == 0)
+
+
 def _dropout(op: Op) -> Guard | Refusal:
-    training = op.has(2) and (op.const(2) is None or bool(np.any(op.const(2))))
-    if training or op.used(1) or (op.opset < 7 and not op.attr("is_test", 0)):
+    if not inference(op) or op.used(1):
         return Refusal(Reason.TRAINING_MODE, detail="Dropout is not in inference mode, or its mask is read")
     return Guard()
 

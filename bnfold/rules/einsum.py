@@ -40,7 +40,7 @@ def _equation(op: Op) -> Equation | Refusal:
     left, arrow, product = written.partition("->")
     operands = left.split(",")
     refusal = Refusal(Reason.BARRIER, detail=f"no law for the Einsum {written!r}").on(op.output())
-    if len(operands) != 2 or len(op.node.inputs) != 2:
+    if len(operands) != 2:
         return refusal
     if not arrow:
         letters = [label for label in left if label.isalpha()]
@@ -54,7 +54,7 @@ def _equation(op: Op) -> Equation | Refusal:
             extra = rank - (len(labels) - 3)
     spare = "".join(label for label in string.ascii_letters if label not in written)[: max(extra, 0)]
     terms = [term.replace("...", spare) for term in (*operands, product)]
-    if not all(term.isascii() and (term.isalpha() or not term) and len(set(term)) == len(term) for term in terms):
+    if not all(all(map(str.isalpha, term)) and len(set(term)) == len(term) for term in terms):
         return refusal
     return Equation((terms[0], terms[1]), terms[2])
 
@@ -84,12 +84,13 @@ def _view(op: Op) -> View | Refusal:
     if isinstance(held, Refusal):
         return right if isinstance(right, Refusal) else held
     x, w, y = equation.operands[1 - slot], equation.operands[slot], equation.product
-    if any(label not in w and label not in y for label in x) or len(w) != len(held.shape):
-        return Refusal(Reason.AXIS, detail="Einsum sums an axis that the constant lacks").on(op.output())
     sizes = dict(zip(w, held.shape, strict=True))
+    if any(label not in y and sizes.get(label, 1) == 1 != _size(op, 1 - slot, x, label) for label in x):
+        return Refusal(Reason.AXIS, detail="Einsum sums an axis that the constant lacks").on(op.output())
 
     def respond(t: Array) -> Array:
-        full = np.broadcast_to(ranked(t, len(x)), [sizes.get(label, 1) for label in x])
+        t = ranked(t, len(x))
+        full = np.broadcast_to(t, [max(size, sizes.get(label, 1)) for size, label in zip(t.shape, x, strict=True)])
         operands = (full, held.values()) if slot == 1 else (held.values(), full)
         response: Array = np.einsum(str(equation), *operands)
         return response
@@ -103,10 +104,19 @@ def _view(op: Op) -> View | Refusal:
 
 
 def _averages(op: Op, equation: Equation, slot: int) -> bool:
-    """Whether the operand in `slot` is a Softmax over the only label that the sum drops."""
+    """Whether the operand in `slot` is a Softmax over the only label that the sum drops, as long in both operands."""
     mine, other = equation.operands[slot], equation.operands[1 - slot]
-    summed = {label for label in mine + other if label not in equation.product}
-    return len(summed) == 1 and summed <= set(mine) and softmax_over(op.input(slot), mine.index(next(iter(summed))))
+    summed = "".join(set(mine + other) - set(equation.product))
+    if len(summed) != 1 or summed not in mine:
+        return False
+    lengths = {_size(op, slot, mine, summed), _size(op, 1 - slot, other, summed)}
+    return len(lengths - {None}) == len(lengths) == 1 and softmax_over(op.input(slot), mine.index(summed), len(mine))
+
+
+def _size(op: Op, slot: int, labels: str, label: str) -> int | str | None:
+    """The size of an operand along one of its labels, as far as it is known; 1 where it has no such label."""
+    known = op.shape(slot)
+    return 1 if label not in labels else None if known is None else known[labels.index(label)]
 
 
 def _hoist(op: Op, demands: Facts) -> Outcome | list[Step]:
@@ -117,11 +127,8 @@ def _hoist(op: Op, demands: Facts) -> Outcome | list[Step]:
     y, steps = equation.product, []
     axes = wanted.axes(len(y))
     for slot, labels in enumerate(equation.operands):
-        known = op.shape(slot)
-        if known is None or any(y[axis] not in labels for axis in axes):
-            continue
-        if any(known[labels.index(y[axis])] in (1, None) for axis in axes):
-            continue  # an operand of one element along a label broadcasts there
+        if any(_size(op, slot, labels, y[axis]) in (1, None) for axis in axes):
+            continue  # an operand of one element along a label, or without it, broadcasts there
         whole = _averages(op, equation, 1 - slot)
         part = wanted if whole else wanted.scaling
         if part.is_identity:

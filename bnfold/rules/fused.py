@@ -72,10 +72,10 @@ def _is(value: ir.Value | None, number: float) -> bool:
 
 def _made_by(value: ir.Value | None, *op_types: str) -> bool:
     node = None if value is None else value.producer()
-    return node is not None and node.op_type in op_types
+    return node is not None and Op(node).type in op_types
 
 
 def _operands(value: ir.Value | None, op_type: str) -> tuple[ir.Value | None, ...]:
     """Return the operands of what computes the value, if that is a node of this type."""
     node = None if value is None else value.producer()
-    return tuple(node.inputs) if node is not None and node.op_type == op_type else ()
+    return tuple(node.inputs) if node is not None and Op(node).type == op_type else ()

@@ -80,13 +80,13 @@ def hoisting(viewer: Viewer) -> Judgement:
 def _on_bias(op: Op, view: View, affine: Affine) -> Affine | Refusal:
     """Express an affine of the output on a bias that is computed, β·b: s·(β·b) + t = β·(s·b + t/β)."""
     assert view.bias is not None
-    value, known, beta = op.input(view.bias_slot), op.shape(view.bias_slot), _beta(op)
-    ranked_affine = affine.at(view.y_rank)
-    part = Affine.of(view.bias(ranked_affine.scale), view.bias(ranked_affine.shift) / (beta or 1.0))
-    fits = known is not None and all(known[axis] == part.shape[axis - len(known)] for axis in part.axes(len(known)))
-    if beta == 0.0 or not fits:
-        return Refusal(Reason.AXIS, detail=f"the bias of {op.type} can't take the affine of its output").on(value)
-    return part
+    known, beta, affine = op.shape(view.bias_slot), _beta(op), affine.at(view.y_rank)
+    if known is not None and beta != 0.0:
+        part = Affine.of(view.bias(affine.scale), view.bias(affine.shift) / beta)
+        if all(axis >= 0 and known[axis] == part.shape[axis - len(known)] for axis in part.axes(len(known))):
+            return part
+    detail = f"the bias of {op.type} can't take the affine of its output"
+    return Refusal(Reason.AXIS, detail=detail).on(op.input(view.bias_slot))
 
 
 def _beta(op: Op) -> float:

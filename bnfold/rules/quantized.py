@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from bnfold.affine import Affine, Array, ranked
 from bnfold.derived import values
-from bnfold.graph import STANDARD, Op, derive, overridable, tensor
+from bnfold.graph import Op, derive, overridable, tensor
 from bnfold.rules.base import Edit, Reason, Refusal
 
 
@@ -41,11 +41,12 @@ def weight(op: Op, slot: int) -> Weight | Refusal:
     if held is not None:
         return _stored(op, slot, held)
     producer = None if value is None else value.producer()
-    if producer is not None and producer.domain in STANDARD:
-        if producer.op_type == "DequantizeLinear" and tensor(producer.inputs[0]) is not None:
-            return _dequantized(op, slot, Op(producer))
-        if producer.op_type == "Transpose":
-            return _transposed(op, Op(producer))
+    if producer is not None:
+        maker = Op(producer)
+        if maker.type == "DequantizeLinear" and maker.tensor(0) is not None:
+            return _dequantized(op, slot, maker)
+        if maker.type == "Transpose":
+            return _transposed(op, maker)
     reason = Reason.OVERRIDABLE if overridable(value) else Reason.VARIABLE
     return Refusal(reason, detail=f"input {slot} of {op.type} is not a constant").on(value)
 

@@ -34,7 +34,7 @@ class Source:
 
 def source(op: Op) -> Source | Refusal | None:
     """Return the affine that a node is, why it can't be one, or None where its type never is."""
-    if op.type not in SOURCES or op.node.domain not in ("", "ai.onnx"):
+    if op.type not in SOURCES:
         return None
     if op.type == "BatchNormalization":
         return _batch_norm(op)
