@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from bnfold.errors import BnfoldError, ModelError
+from bnfold.graph import node_count
 from bnfold.io import load, nbytes, save
 
 Mode = Literal["auto", "always", "never"]
@@ -47,7 +48,7 @@ def simplify(model: ir.Model, mode: Mode = "auto", *, timeout: float = TIMEOUT_S
 
     A child process that fails or takes longer than `timeout` seconds is reported, not raised.
     """
-    count = _count(model)
+    count = node_count(model)
     skip = "turned off" if mode == "never" else _needless(model) if mode == "auto" else None
     if skip is None and nbytes(model) > LARGE_BYTES:
         skip = f"the model holds more than {LARGE_BYTES >> 20} MiB, of which onnxsim would keep several copies"
@@ -58,7 +59,7 @@ def simplify(model: ir.Model, mode: Mode = "auto", *, timeout: float = TIMEOUT_S
     seconds = time.monotonic() - start
     if simpler is None:
         return model, Simplified("failed", failure, count, count, seconds)
-    return simpler, Simplified("done", "", count, _count(simpler), seconds)
+    return simpler, Simplified("done", "", count, node_count(simpler), seconds)
 
 
 def constant_nodes(model: ir.Model) -> int:
@@ -78,13 +79,9 @@ def constant_nodes(model: ir.Model) -> int:
 
 
 def _needless(model: ir.Model) -> str | None:
-    if _count(model) < SMALL_NODES:
+    if node_count(model) < SMALL_NODES:
         return "the graph is small"
     return None if constant_nodes(model) else "the graph has no constant subgraph"
-
-
-def _count(model: ir.Model) -> int:
-    return sum(1 for _ in model.graph.all_nodes())
 
 
 def _in_child(model: ir.Model, timeout: float) -> tuple[ir.Model | None, str]:

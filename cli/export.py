@@ -76,10 +76,10 @@ def command(
     from rich.markup import escape
 
     from bnfold import io
+    from bnfold.graph import BATCH_NORM, node_count
 
     io.save(model, output)
-    count = sum(node.op_type == "BatchNormalization" for node in model.graph.all_nodes())
-    nodes = sum(1 for _ in model.graph.all_nodes())
+    nodes, count = node_count(model), node_count(model, BATCH_NORM)
     opset = model.opset_imports.get("", 0)
     payload = {
         "source": source, "output": output, "opset": opset, "nodes": nodes, "batchnorms": count,

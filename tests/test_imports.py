@@ -75,7 +75,7 @@ MAY = {
     "graph.constants": "",
     "graph.operators": "",
     "graph.soundness": "errors",
-    "graph.skeleton": "graph.soundness",
+    "graph.skeleton": "graph.operators graph.soundness",
     "graph.access": "affine derived graph.constants",
     "graph.shapes": "graph.access graph.constants",
     "rules": f"{_ALGEBRA} errors",
@@ -85,7 +85,7 @@ MAY = {
     "folding.plan": f"{_ALGEBRA} folding.numbering folding.walk folding.agreement",
     "folding.joint": f"{_ALGEBRA} folding.numbering folding.walk folding.plan",
     "folding.commit": f"{_ALGEBRA} folding.numbering folding.walk",
-    "folding.functions": "rules",
+    "folding.functions": "graph rules",
     "folding.frozen": "affine graph",
     "folding.report": "merging.costs rules",
     "folding.fold": f"{_ALGEBRA} folding",
@@ -105,7 +105,7 @@ MAY = {
     "io": "derived errors files graph.operators graph.skeleton graph.soundness",
     "providers": "",
     "runtime": "errors files io providers",
-    "simplify": "errors files io",
+    "simplify": "errors files graph io",
     "report": "errors files report",
 }
 

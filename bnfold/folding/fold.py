@@ -20,13 +20,13 @@ from onnx_ir.passes import common
 
 from bnfold.folding.commit import Committed, Names, commit
 from bnfold.folding.frozen import remembered
-from bnfold.folding.functions import BATCH_NORM, batch_norms_left, inline
+from bnfold.folding.functions import batch_norms_left, inline
 from bnfold.folding.joint import plan_jointly
 from bnfold.folding.numbering import Numbering
 from bnfold.folding.plan import better, plan_hoist, plan_sink
 from bnfold.folding.report import FOLD_MAP, FOLD_MAP_VERSION, Entry, FoldReport, record
 from bnfold.folding.walk import Plan
-from bnfold.graph import STANDARD, Op, annotate, bodies, label, lists_initializers
+from bnfold.graph import BATCH_NORM, Op, annotate, bodies, is_op, label, lists_initializers, node_count
 from bnfold.rules.base import Reason, Refusal
 from bnfold.rules.sources import SOURCES, Source, source
 
@@ -40,12 +40,12 @@ def fold(model: ir.Model, *, freeze_initializers: bool = False) -> FoldReport:
     """
     frozen = _freeze(model) if freeze_initializers else 0
     inline(model)
-    before = sum(1 for _ in model.graph.all_nodes())
+    before = node_count(model)
     with remembered(model):
         folding = _Folding(model)
         folding.run()
         _drop_dead(model, folding.dropped_inputs)
-    after = sum(1 for _ in model.graph.all_nodes())
+    after = node_count(model)
     entries = tuple(folding.entry(node) for node in folding.batch_norms) + tuple(
         Entry(label(node), BATCH_NORM, None, "kept", reason=Reason.FUNCTION, blocking=node.outputs[0].name,
               detail=f"in function {function.domain}::{function.name}")
@@ -64,9 +64,8 @@ class _Folding:
         self.names = Names.of(model)
         self.order = Numbering(_walk(model.graph))
         self.queue: dict[ir.Node, None] = {}
-        nodes = [node for node in self.order.nodes() if node.domain in STANDARD]
-        self.batch_norms = [node for node in nodes if node.op_type == BATCH_NORM]
-        affines = [node for node in nodes if node.op_type != BATCH_NORM and node.op_type in SOURCES]
+        self.batch_norms = [node for node in self.order.nodes() if is_op(node, BATCH_NORM)]
+        affines = [node for node in self.order.nodes() if is_op(node, *SOURCES - {BATCH_NORM})]
         self.queue.update(dict.fromkeys(self.batch_norms + affines))
         self.channels = {node: _channels(node) for node in self.batch_norms}
         self.labels = {node: label(node) for node in self.batch_norms}

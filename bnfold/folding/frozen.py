@@ -20,10 +20,9 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import Array
-from bnfold.graph import const, label
+from bnfold.graph import BATCH_NORM, const, is_op, label
 from bnfold.graph.constants import attr
 
-BATCH_NORM = "BatchNormalization"
 STATISTICS = "bnfold.statistics"
 VERSION = 1
 EPSILON = 1e-5  # the default of the ONNX specification
@@ -58,7 +57,7 @@ def of_node(node: ir.Node) -> Frozen | None:
 
     An initializer that a caller may override counts with the value that it has.
     """
-    if len(node.inputs) < 5 or node.op_type != BATCH_NORM or node.domain not in ("", "ai.onnx"):
+    if len(node.inputs) < 5 or not is_op(node, BATCH_NORM):
         return None
     arrays = [_values(value) for value in node.inputs[1:5]]
     if any(array is None for array in arrays) or len({array.size for array in arrays if array is not None}) != 1:
@@ -78,7 +77,7 @@ def frozen_nodes(model: ir.Model) -> Iterator[tuple[ir.Node, Frozen | None]]:
 def nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Every BatchNormalization node of the model, control-flow bodies included."""
     for node in model.graph.all_nodes():
-        if node.op_type == BATCH_NORM and node.domain in ("", "ai.onnx"):
+        if is_op(node, BATCH_NORM):
             yield node
 
 

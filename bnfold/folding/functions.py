@@ -8,11 +8,9 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from bnfold.graph import BATCH_NORM, is_op
 from bnfold.rules import rule_for
 from bnfold.rules.sources import SOURCES
-
-BATCH_NORM = "BatchNormalization"
-_STANDARD = ("", "ai.onnx")
 
 
 def inline(model: ir.Model) -> None:
@@ -21,7 +19,7 @@ def inline(model: ir.Model) -> None:
     A function stays whose operators mean something else in the opset of the model.
     """
     calls = _Calls(model)
-    normalized = any(node.op_type == BATCH_NORM for node in calls.nodes())
+    normalized = any(is_op(node, BATCH_NORM) for node in calls.nodes())
     chosen = {
         identifier for identifier, function in model.functions.items()
         if calls.harmonize(function) and (calls.holds_affine(function) or (normalized and calls.has_law(function)))
@@ -34,7 +32,7 @@ def batch_norms_left(model: ir.Model) -> Iterator[tuple[ir.Function, ir.Node]]:
     """Yield the BatchNormalizations that no graph shows, because their function could not be inlined."""
     for function in model.functions.values():
         for node in function.all_nodes():
-            if node.op_type == BATCH_NORM and node.domain in _STANDARD:
+            if is_op(node, BATCH_NORM):
                 yield function, node
 
 
@@ -93,7 +91,7 @@ class _Calls:
             ours = self.model.opset_imports.get(domain, version)
             if ours == version:
                 continue
-            if domain not in _STANDARD or not all(_same(node, version, ours) for node in function.all_nodes()):
+            if domain or not all(_same(node, version, ours) for node in function.all_nodes()):
                 return False
             function.opset_imports[domain] = ours
         return True
@@ -101,8 +99,8 @@ class _Calls:
     def holds_affine(self, function: ir.Function) -> bool:
         """Whether a node of the function, or of one that it calls, is an affine of its input."""
         return any(
-            node.op_type == BATCH_NORM or sum(self._is_constant(value) for value in node.inputs) == 1
-            for node in self._within(function) if node.domain in _STANDARD and node.op_type in SOURCES
+            is_op(node, BATCH_NORM) or sum(self._is_constant(value) for value in node.inputs) == 1
+            for node in self._within(function) if is_op(node, *SOURCES)
         )  # fmt: skip
 
     def has_law(self, function: ir.Function) -> bool:
@@ -116,7 +114,7 @@ class _Calls:
 
 
 def _same(node: ir.Node, version: int, other: int) -> bool:
-    if node.domain not in _STANDARD:
+    if node.domain:
         return True
     try:
         since = [onnx.defs.get_schema(node.op_type, each, "").since_version for each in (version, other)]

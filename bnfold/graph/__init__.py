@@ -3,7 +3,6 @@
 from bnfold.graph.access import (
     ASSUMED_SHAPE,
     CONSTANT_BYTES,
-    STANDARD,
     Op,
     Shape,
     bodies,
@@ -22,11 +21,12 @@ from bnfold.graph.access import (
     tensor,
 )
 from bnfold.graph.annotate import annotate, annotate_graph
+from bnfold.graph.operators import BATCH_NORM, is_op, node_count
 
 __all__ = [
     "ASSUMED_SHAPE",
+    "BATCH_NORM",
     "CONSTANT_BYTES",
-    "STANDARD",
     "Op",
     "Shape",
     "annotate",
@@ -37,8 +37,10 @@ __all__ = [
     "dtype",
     "home",
     "is_floating",
+    "is_op",
     "label",
     "lists_initializers",
+    "node_count",
     "note",
     "noted",
     "overridable",

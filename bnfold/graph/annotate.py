@@ -15,7 +15,7 @@ def annotate(model: ir.Model) -> None:
     for graph in model.graphs():
         # Before IR version 4 an initializer is an input of its graph as well, of which the body of an If has none.
         graph.meta[HOME] = model.graph if model.ir_version < 4 else None
-        graph.meta[OPSET] = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
+        graph.meta[OPSET] = model.opset_imports.get("", 1)
     annotate_graph(model.graph, inferred(model))
     refine(model.graph)
 

@@ -29,6 +29,11 @@ def is_op(node: Named, *types: str) -> bool:
     return not node.domain and node.op_type in types
 
 
+def node_count(model: ir.Model, *types: str) -> int:
+    """Number of nodes, or of those that are one of these operators, in a model's graph and its control-flow bodies."""
+    return sum(not types or is_op(node, *types) for node in model.graph.all_nodes())
+
+
 def in_one_domain(model: ir.Model) -> ir.Model:
     """Return the model with ONNX's own domain imported by its empty name; where it is already, the model itself."""
     if not any(_OTHER_NAME in versions for versions in _imports(model)):

@@ -79,7 +79,7 @@ class _Refinement:
         for node in graph:
             for body in bodies(node):
                 self.walk(body)
-            if node.domain not in ("", "ai.onnx"):
+            if node.domain:
                 continue
             if node.op_type in _CONTENTS:
                 self.follow(Op(node))

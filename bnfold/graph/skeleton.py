@@ -9,6 +9,7 @@ import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
+from bnfold.graph.operators import is_op
 from bnfold.graph.soundness import nbytes
 
 # Inference reads shapes and indices from the values of small constants.
@@ -29,7 +30,7 @@ def inferred(model: ir.Model, size: Callable[[str, int, str], int] | None = None
             if size is not None and not dim.HasField("dim_value"):
                 dim.dim_value = size(info.name, axis, dim.dim_param)
     for node in proto.graph.node:
-        if node.op_type in UNINFERRED:
+        if is_op(node, *UNINFERRED):
             node.op_type = "Identity"
             del node.input[1:], node.attribute[:]
     with contextlib.suppress(onnx.shape_inference.InferenceError, RuntimeError):
@@ -54,15 +55,15 @@ def check(model: ir.Model) -> None:
 
 def withdrawn(model: ir.Model) -> bool:
     """Whether onnx's checker would refuse the model for nothing but the GroupNormalization of opset 18 to 20."""
-    if not 18 <= model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)) < 21:
+    if not 18 <= model.opset_imports.get("", 1) < 21:
         return False
     nodes = [*model.graph.all_nodes(), *(node for each in model.functions.values() for node in each.all_nodes())]
-    return any(node.op_type == "GroupNormalization" and not node.domain for node in nodes)
+    return any(is_op(node, "GroupNormalization") for node in nodes)
 
 
 def _stand_in(nodes: Iterable[onnx.NodeProto]) -> None:
     for node in nodes:
-        if node.op_type == "GroupNormalization" and not node.domain:
+        if is_op(node, "GroupNormalization"):
             node.op_type = "InstanceNormalization"
             kept = [attribute for attribute in node.attribute if attribute.name == "epsilon"]
             del node.attribute[:]

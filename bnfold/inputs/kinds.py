@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from bnfold.graph import BATCH_NORM, is_op
+
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
@@ -129,14 +131,14 @@ def matched(value: ir.Value) -> tuple[Array, Array] | None:
     Directly, or through one convolution, whose output statistics are solved for the input's (least squares).
     """
     for node in _consumers(value):
-        if node.op_type == "BatchNormalization":
+        if is_op(node, BATCH_NORM):
             statistics = _statistics(node)
             return None if statistics is None else (statistics[0], np.sqrt(statistics[1]))
         if node.op_type != "Conv" or node.inputs[1] is None or node.inputs[1].const_value is None:
             continue
         weight = node.inputs[1].const_value.numpy().astype(np.float64)
         for follower in _consumers(node.outputs[0]):
-            statistics = _statistics(follower) if follower.op_type == "BatchNormalization" else None
+            statistics = _statistics(follower) if is_op(follower, BATCH_NORM) else None
             grouped = "group" in node.attributes and node.attributes["group"].as_int() != 1
             if statistics is None or grouped or not np.isfinite(weight).all():
                 continue

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from bnfold.affine import IDENTITY, Array
 from bnfold.derived import Derived, foldable_dtype
 from bnfold.folding.commit import Names, constant
-from bnfold.graph import Op, dtype, label, note
+from bnfold.graph import Op, dtype, is_op, label, note
 from bnfold.graph.constants import FAULTS
 from bnfold.merging.kernels import Form, Ints, Kernel
 from bnfold.rules import rule_for
@@ -78,7 +78,7 @@ class Layer:
 def read(value: ir.Value) -> Layer | None:
     """Return the layer that computes a value, or None where it is none with constant weights."""
     node, kind = value.producer(), dtype(value)
-    if node is None or node.op_type not in _FORMS or node.domain not in ("", "ai.onnx"):
+    if node is None or not is_op(node, *_FORMS):
         return None
     slot = int(_left_dims(Op(node)) is not None)
     x = node.inputs[slot] if len(node.inputs) > slot else None
@@ -196,7 +196,8 @@ def _product(op: Op) -> Form | None:
     """MatMul with a constant matrix, Gemm with one on the right and a bias of one row."""
     left = _left_dims(op)
     if left is not None:
-        return Form(*left)
+        outs, ins = left
+        return Form(outs, ins)
     dims = _constant_dims(op)
     if dims is None or len(dims) != 2 or op.attr("transA", 0) or "broadcast" in op.node.attributes:
         return None

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from bnfold.folding.commit import Names
 from bnfold.folding.report import COSTS_MORE, READ_ELSEWHERE, Merge
-from bnfold.graph import label, note, shape
+from bnfold.graph import is_op, label, note, shape
 from bnfold.merging.costs import Cost
 from bnfold.merging.kernels import Form, Kernel, total, total_form
 from bnfold.merging.layers import Layer, preferred, range_fault, write
@@ -83,7 +83,7 @@ def _of(x: ir.Value, found: Term, sign: int, root: ir.Node) -> Term | None:
 def _is_sum(node: ir.Node) -> bool:
     # Before opset 7 an attribute could align the operands; such an addition is left as it is.
     plain = not {"axis", "broadcast"} & set(node.attributes)
-    return node.op_type in SUMS and node.domain in ("", "ai.onnx") and plain
+    return is_op(node, *SUMS) and plain
 
 
 def _inside_a_sum(root: ir.Node) -> bool:

@@ -54,4 +54,4 @@ RULES: Table = {
 
 def rule_for(domain: str, op_type: str) -> Rule | None:
     """Return the rule of an operator of the standard domain, or None where it is a barrier."""
-    return RULES.get(op_type) if domain in ("", "ai.onnx") else None
+    return None if domain else RULES.get(op_type)

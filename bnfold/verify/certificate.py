@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from bnfold import __version__
 from bnfold.folding.report import FOLD_MAP, FOLD_MAP_VERSION, SOURCE_DIGEST
+from bnfold.graph import BATCH_NORM, is_op, node_count
 from bnfold.io import digest
 from bnfold.rewrite import clean, rewrite
 from bnfold.simplify import simplify
@@ -120,10 +121,10 @@ def check(original: ir.Model, candidate: ir.Model, expect_folds: int | None = No
     return result
 
 
-def count(model: ir.Model, op_type: str = "BatchNormalization") -> int:
+def count(model: ir.Model, op_type: str = BATCH_NORM) -> int:
     """How many nodes of a kind the model holds, control-flow bodies and functions included."""
-    found = sum(node.op_type == op_type for node in model.graph.all_nodes())
-    return found + sum(node.op_type == op_type for f in model.functions.values() for node in f.all_nodes())
+    found = node_count(model, op_type)
+    return found + sum(is_op(node, op_type) for f in model.functions.values() for node in f.all_nodes())
 
 
 def fold_log(model: ir.Model) -> list[Mapping[str, Any]] | None:

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.graph import dtype
+from bnfold.graph import BATCH_NORM, dtype, is_op
 from bnfold.verify.formulas import LINEAR, folded, stored
 from bnfold.verify.reference import reads
 from bnfold.verify.structure import attribute_differences, tensor_difference
 
 # Consumers that a fold removes: a value that they read in one model only may have changed its meaning.
-AFFINE = ("BatchNormalization", "Mul", "Add", "Sub", "Div", "Neg", "Sum")
+AFFINE = (BATCH_NORM, "Mul", "Add", "Sub", "Div", "Neg", "Sum")
 # A folded weight is this close to the layer's, relative to its RMS, or it is another layer's.
 FINGERPRINT = 1e-2
 
@@ -136,7 +136,7 @@ def _constant(value: ir.Value | None) -> np.ndarray[tuple[int, ...], np.dtype[np
 def _readings(layer: ir.Node) -> Iterator[tuple[np.ndarray[tuple[int, ...], np.dtype[np.float64]], ir.Value]]:
     """Yield the weight that a third party may have made of the layer, with the value that it then computes."""
     users = [use.node for use in layer.outputs[0].uses()]
-    if len(users) == 1 and users[0].op_type == "BatchNormalization":
+    if len(users) == 1 and is_op(users[0], BATCH_NORM):
         exact = folded(layer, users[0])
         if exact is not None:
             yield exact.weight, users[0].outputs[0]

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.graph import dtype
+from bnfold.graph import BATCH_NORM, dtype, is_op
 from bnfold.verify.formulas import LINEAR, Folded, folded, layer, smallest_subnormal, stored
 from bnfold.verify.kernels.base import Array, Unsupported
 from bnfold.verify.precision import UNIT_ROUNDOFF
@@ -92,7 +92,7 @@ def _layer(value: ir.Value) -> Folded | None:
 def _chain(value: ir.Value) -> Folded | None:
     """W* and b* of a layer with a BatchNormalization, or of a layer alone."""
     node = value.producer()
-    if node is None or node.op_type != "BatchNormalization":
+    if node is None or not is_op(node, BATCH_NORM):
         return _layer(value)
     maker = None if node.inputs[0] is None else node.inputs[0].producer()
     return folded(maker, node) if maker is not None and maker.op_type in LINEAR else None
