@@ -87,6 +87,33 @@ def test_recalibration_writes_a_model_that_fits(bnfold: Cli, fitting: Path) -> N
     assert bnfold("audit", out, "--data", data).code == 0
 
 
+@pytest.mark.parametrize(("before", "after", "says"), [
+    (0.5, 0.9, "accuracy 50.00% → 90.00% once recalibrated"),
+    (0.9, 0.5, "makes the predictions worse: keep the model as it was"),
+    (0.5, 0.5, "recalibration does not help"),
+    (None, None, "whether the recalibrated model predicts better is not known"),
+])  # fmt: skip
+def test_what_recalibration_did_to_the_predictions_is_said(
+    before: float | None, after: float | None, says: str
+) -> None:
+    from bnfold.audit.result import AuditReport
+    from bnfold.report import audits
+
+    report = AuditReport(1, accuracy=(before, after), recalibrated=("bn0",))
+    document = {"model": "m.onnx", "data": "x.npz", "output": "new.onnx", **report.to_dict()}
+    lines = [str(part) for part in audits.tables(document)]
+    assert any(says in line for line in lines), lines
+    worse = before is not None and after is not None and after < before
+    assert any("worse" in line for line in lines) == worse == ("(worse)" in str(report))
+    assert ("once recalibrated: worse" in audits.page(document)) == worse
+
+
+def test_the_tables_fit_a_terminal_of_80_columns(bnfold: Cli, fitting: Path) -> None:
+    """As wide as the names allow: nothing beside them needs more."""
+    done = bnfold("audit", fitting / "m.onnx", "--data", fitting / "off.npz")
+    assert max(map(len, done.out.partition("\n\n")[0].splitlines())) <= 80
+
+
 def test_a_model_can_take_its_own_place(bnfold: Cli, fitting: Path) -> None:
     model, data = fitting / "m.onnx", fitting / "off.npz"
     assert bnfold("audit", model, "--data", data, "--recalibrate", model, "-q").code == 1

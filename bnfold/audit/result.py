@@ -79,6 +79,9 @@ class AuditReport:
         text = f"{self.batch_norms} BatchNorm{'s' if self.batch_norms != 1 else ''}: {what}"
         if self.drift is not None:
             text += f"; drift {self.drift.score:.2f}σ over {self.drift.examples} examples"
+        before, after = self.accuracy
+        if before is not None and after is not None:
+            text += f"; accuracy {before:.2%}, {after:.2%} once recalibrated" + (" (worse)" if after < before else "")
         return text
 
 
@@ -87,10 +90,11 @@ def drifted(layer: LayerDrift) -> AuditFinding | None:
     channels = int(layer.flagged.sum())
     numbers = {"distance": layer.distance, "shift": layer.median_shift, "ratio": layer.median_ratio, "count": channels}
     if layer.large:
-        detail = f"median channel: mean off by {layer.median_shift:.2f}σ, variance by ×{layer.median_ratio:.2f}"
-        return AuditFinding(Code.DRIFTED, layer.name, detail, numbers)
+        off = f"mean off by {layer.median_shift:.2f}σ, variance by a factor of {layer.median_ratio:.2f}"
+        return AuditFinding(Code.DRIFTED, layer.name, f"median channel: {off}", numbers)
     if channels:
         shift, ratio = layer.shift[layer.worst], layer.ratio[layer.worst]
-        detail = f"{channels} of {len(layer.shift)} channels, worst {layer.worst} by {shift:+.2f}σ and ×{ratio:.2f}"
+        worst = f"worst is {layer.worst}: mean {shift:+.2f}σ, variance {ratio:.2f} of the frozen one"
+        detail = f"{channels} of {len(layer.shift)} channels, {worst}"
         return AuditFinding(Code.DRIFTED_CHANNELS, layer.name, detail, numbers)
     return None

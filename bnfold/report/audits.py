@@ -15,7 +15,7 @@ from rich.markup import escape
 from bnfold.files import replacing
 from bnfold.report import html, svg
 from bnfold.report.layout import Name, count, grid
-from bnfold.report.tables import Renderable
+from bnfold.report.tables import Renderable, named
 
 Document = Mapping[str, Any]
 
@@ -62,7 +62,7 @@ def _findings(found: Sequence[Document]) -> Iterator[Renderable]:
         return
     table = grid("BatchNorm", "finding", "what was seen")
     for finding in found[:SHOWN]:
-        table.add_row(Name(finding["module"]), f"[yellow]{finding['code']}[/]", Name(finding["detail"]))
+        table.add_row(Name(named(finding["module"])), f"[yellow]{finding['code']}[/]", Name(finding["detail"]))
     if len(found) > SHOWN:
         table.caption = f"\n… and {len(found) - SHOWN} more; --json lists them all"
         table.caption_justify = "left"
@@ -73,12 +73,14 @@ def _findings(found: Sequence[Document]) -> Iterator[Renderable]:
 def _layers(drift: Document) -> Iterator[Renderable]:
     layers = drift["layers"]
     if layers:
-        table = grid("BatchNorm by drift", "distance", "mean off by", "variance by", "channels flagged", "")
+        table = grid("BatchNorm", "drift", "mean\noff by", "variance\noff by", "channels\nflagged", "finding")
         for layer in layers[:SHOWN]:
-            figures = (f"{layer['distance']:.2f}σ", f"{layer['shift']:.2f}σ", f"×{layer['ratio']:.2f}")
+            figures = (f"{layer['distance']:.2f}σ", f"{layer['shift']:.2f}σ", f"factor {layer['ratio']:.2f}")
             code = DRIFT[0] if layer["drifted"] else DRIFT[1] if layer["flagged"] else ""
             flagged = f"{len(layer['flagged'])} of {layer['channels']}"
-            table.add_row(Name(layer["name"]), *figures, flagged, f"[yellow]{code}[/]" if code else "")
+            table.add_row(Name(named(layer["name"])), *figures, flagged, Name(code, "yellow"))
+        for column in table.columns[1:5]:
+            column.justify, column.no_wrap = "right", True
         if len(layers) > SHOWN:
             table.caption = f"\n… and {len(layers) - SHOWN} that drifted less"
             table.caption_justify = "left"
@@ -94,7 +96,22 @@ def _layers(drift: Document) -> Iterator[Renderable]:
 def _accuracy(document: Document) -> Iterator[str]:
     before, after = document["accuracy"]["before"], document["accuracy"]["after"]
     if before is not None:
-        yield f"accuracy {before:.2%}" + (f", {after:.2%} once recalibrated" if after is not None else "")
+        yield f"accuracy {before:.2%}" + (f" → {after:.2%} once recalibrated" if after is not None else "")
+    advice = _advice(document)
+    if advice is not None:
+        yield f"[yellow]{advice}[/]"
+
+
+def _advice(document: Document) -> str | None:
+    """What speaks against the recalibrated model."""
+    before, after = document["accuracy"]["before"], document["accuracy"]["after"]
+    if not document["recalibrated"]:
+        return None
+    if before is None or after is None:
+        return "no labels: whether the recalibrated model predicts better is not known"
+    if after < before:
+        return "recalibration makes the predictions worse: keep the model as it was"
+    return "recalibration does not help" if after == before < 1 else None
 
 
 def write(document: Document, path: str | os.PathLike[str]) -> None:
@@ -133,14 +150,14 @@ def _facts(document: Document) -> Iterator[tuple[str, str]]:
     if before is not None:
         yield f"{before:.2%}", "of the labels predicted"
     if after is not None:
-        yield f"{after:.2%}", "once recalibrated"
+        yield f"{after:.2%}", "once recalibrated" + (": worse" if after < before else "")
 
 
 def _plots(layer: Document) -> dict[str, str]:
     kind = "mismatch" if layer["drifted"] else "inconclusive" if layer["flagged"] else "pass"
     shifts = [_shift_at(value) for value in layer["shifts"]]
     ratios = [_ratio_at(value) for value in layer["ratios"]]
-    label = f"median channel {layer['shift']:.2f} σ, variance × {layer['ratio']:.2f}"
+    label = f"median channel {layer['shift']:.2f} σ, variance by a factor of {layer['ratio']:.2f}"
     return {
         "kind": kind,
         "shift_plot": _box(shifts, _shift_at(SHIFT_LIMIT), kind, f"shift: {label}"),
@@ -180,7 +197,7 @@ def _shift_ticks() -> list[tuple[float, str]]:
 
 
 def _ratio_ticks() -> list[tuple[float, str]]:
-    return [(_ratio_at(value), f"×{value}") for value in (1, 2, 4, 8)]
+    return [(_ratio_at(value), str(value)) for value in (1, 2, 4, 8)]
 
 
 def _axis(ticks: Sequence[tuple[float, str]]) -> str:

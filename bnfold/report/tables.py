@@ -51,7 +51,7 @@ def folds(report: FoldReport, *, kept_only: bool = False) -> Iterator[Renderable
         folded = entry.status == "folded"
         mark = "[green]folded[/]" if folded else "[yellow]kept[/]"
         channels = "" if entry.channels is None else str(entry.channels)
-        table.add_row(Name(_named(entry.node)), channels, mark, Name(_route(entry) if folded else _blocked(entry)))
+        table.add_row(Name(named(entry.node)), channels, mark, Name(_route(entry) if folded else _blocked(entry)))
     hints = {entry.reason.code: entry.hint for entry in entries if entry.reason is not None and entry.hint}
     yield table
     yield ""
@@ -78,7 +78,7 @@ def statistics(found: Sequence[AuditFinding], total: int) -> Iterator[Renderable
         return
     table = grid("BatchNorm", "statistics", "detail")
     for finding in found:
-        table.add_row(Name(_named(finding.module)), Name(finding.code.value, "yellow"), Name(finding.detail))
+        table.add_row(Name(named(finding.module)), Name(finding.code.value, "yellow"), Name(finding.detail))
     yield table
     yield ""
     yield from _explained({finding.code.value: finding.remedy for finding in found})
@@ -263,7 +263,7 @@ def _ratio(value: float | None) -> str:
     return "0" if value == 0 else f"{value:.2g}" if 0.001 <= value < 1e4 else f"{value:.0e}"
 
 
-def _named(node: str) -> str:
+def named(node: str) -> str:
     """A node's name without what the column says already: exporters put the operator behind the module."""
     return node.removesuffix("/BatchNormalization")
 
