@@ -4,16 +4,20 @@
     python benchmarks/verify.py time MODEL [CANDIDATE]  where the time goes, with defaults and with --quick
     python benchmarks/verify.py oracle MODEL            float64 seconds and peak memory against the live tensors'
     python benchmarks/verify.py seeds [--seeds N]       verdict and worst ratio over seeds
+    python benchmarks/verify.py memory [--gigabytes N]  peak memory and CPU of the command on a model with external data
 
-CPU seconds are reported, which a busy machine does not change. MODEL is a path, or the name of one of onnx's
-light models, filled with seeded weights.
+CPU seconds are reported, which a busy machine changes less. MODEL is a path, or the name of one of onnx's light models
+or resnet18, filled with seeded weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,12 +29,15 @@ import onnx
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import bnfold
+from benchmarks import cost
 from bnfold.inputs import feeds
 from bnfold.io import load
 from bnfold.verify import verify
 from bnfold.verify.bisection import bisect
 from bnfold.verify.reference import Evaluator
 from tests import light, nets
+
+BNFOLD = [sys.executable, "-m", "bnfold"]
 
 
 def same(a: onnx.ModelProto, b: onnx.ModelProto) -> bool:
@@ -124,20 +131,59 @@ def spread(seeds: int) -> None:
         print(f"{net}: {counts}, worst ratio {min(ratios):.2f}–{max(ratios):.2f}; with a fault exit {codes}")
 
 
+def memory(gigabytes: float) -> None:
+    """Fold a model of linear layers with external weights, then verify the result, each in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        original, folded = Path(folder) / "original.onnx", Path(folder) / "folded.onnx"
+        layers = cost.write_large(original, gigabytes)
+        size = original.with_suffix(".data").stat().st_size
+        subprocess.run([*BNFOLD, "optimize", original, "-o", folded, "--no-verify", "-q"], check=True)
+        for options in ([], ["--quick"]):
+            command = [*BNFOLD, "verify", original, folded, *options, "--json"]
+            done = subprocess.run([sys.executable, "-c", cost.METER, *command], stdout=subprocess.PIPE, check=True)
+            used = json.loads(done.stdout)
+            print(
+                f"{layers} layers, {size / 1e9:.2f} GB, {' '.join(options) or 'defaults'}: {used['done']['status']}, "
+                f"peak {used['peak'] / 1e9:.2f} GB, {used['peak'] / size:.2f} times the weights, {used['cpu']:.0f} s CPU"
+            )
+
+
+def resnet18() -> onnx.ModelProto:
+    """ResNet-18 (He et al. 2015, table 1) with seeded weights: 11.7 million of them, N×3×224×224."""
+    b = nets.Builder(0, 3).conv(64, kernel=7, strides=[2, 2]).norm().relu()
+    b.node("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    for width, stride in ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1)):
+        shortcut, before = b.at, b.width
+        b.conv(width, strides=[stride] * 2).norm().relu().conv(width).norm()
+        if width != before:
+            deep, b.at, b.width = b.at, shortcut, before
+            shortcut, b.at = b.conv(width, kernel=1, strides=[stride] * 2).norm().at, deep
+        b.node("Add", shortcut)
+        b.relu()
+    b.node("GlobalAveragePool")
+    b.node("Flatten")
+    return b.gemm(1000).model(["N", 3, 224, 224])
+
+
 def model(text: str) -> Any:
+    if text == "resnet18":
+        return resnet18()
     return light.filled(text) if text in light.names() else text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("rates", "time", "oracle", "seeds"))
+    parser.add_argument("what", choices=("rates", "time", "oracle", "seeds", "memory"))
     parser.add_argument("models", nargs="*")
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--gigabytes", type=float, default=1.0)
     given = parser.parse_args()
     if given.what == "rates":
         rates(given.seeds)
     elif given.what == "seeds":
         spread(given.seeds)
+    elif given.what == "memory":
+        memory(given.gigabytes)
     elif given.what == "oracle":
         oracle(given.models[0])
     else:

@@ -18,7 +18,7 @@ from bnfold.errors import ModelError, OutputError, UsageError
 from bnfold.inputs import feeds
 from bnfold.inputs.feeds import Sample
 from bnfold.io import Source, load
-from bnfold.verify import certificate, contract
+from bnfold.verify import abreast, certificate, contract
 from bnfold.verify.kernels.base import Unsupported
 from bnfold.verify.local import Layer, Local
 from bnfold.verify.reference import Evaluator
@@ -150,8 +150,8 @@ def bisect(
     trusted = certificate.trusts_names(original, changed)
     work = _Work(Windows(original, changed, trusted=trusted), reference, provider, seed, say)
     try:
-        drawn = work.draw(inputs, samples, dims)
-        return work.run(drawn, method or ("local" if trusted else "splice"))
+        with abreast.one_core_products(io.nbytes(original)):
+            return work.run(work.draw(inputs, samples, dims), method or ("local" if trusted else "splice"))
     except Unsupported as missing:
         return Bisection("inconclusive", method or "local", reasons=(f"no float64 evaluation of: {missing}",))
 

@@ -16,7 +16,7 @@ from bnfold.inputs import feeds
 from bnfold.inputs.feeds import Sample
 from bnfold.io import Source, load, nbytes
 from bnfold.providers import DETERMINISM
-from bnfold.verify import certificate, compare, contract
+from bnfold.verify import abreast, certificate, compare, contract
 from bnfold.verify.judgement import judge
 from bnfold.verify.kernels.base import Array, Unsupported, is_float
 from bnfold.verify.levels import Level, chosen
@@ -58,10 +58,15 @@ class Gate:
         self.coverage = Coverage()
         self.local: Local | None = None
         self.used = 0
-        self.sessions = Sessions(self.candidate, self.options, nbytes(self.changed), self.doubts)
+        self.size = nbytes(self.changed)
+        self.sessions = Sessions(self.candidate, self.options, self.size, self.doubts)
 
     def run(self) -> Verdict:
         """Go through the checks; a mismatch ends it, unless all are asked for."""
+        with abreast.one_core_products(self.size):
+            return self.checked()
+
+    def checked(self) -> Verdict:
         side = self.prepared()
         if side is None or (self.problems and not self.options.keep_going):
             return self.verdict(side)
@@ -204,16 +209,23 @@ class Gate:
     ) -> Iterator[list[Expected]]:
         """Yield samples with y and with what perturbed weights change, in blocks of bounded size."""
         block: list[Expected] = []
-        for index, sample in enumerate(drawn):
-            with self.timed("float64", f"evaluating in float64, {index + 1} of {len(drawn)}"):
-                y = known[index] if index in known else exact.run(sample.feeds, self.coverage)
-                block.append(Expected(sample, y))
-            if sum(e.nbytes for e in block) > BLOCK_BYTES or index + 1 == len(drawn):
-                for run in range(self.options.noise_runs):
-                    with self.timed("noise", f"perturbing the weights, {run + 1} of {self.options.noise_runs}"):
+
+        def evaluated(index: int) -> Expected:
+            sample = drawn[index]
+            return Expected(sample, known.get(index) or exact.run(sample.feeds, self.coverage))
+
+        done, runs = 0, self.options.noise_runs
+        while done < len(drawn):
+            workers = abreast.room(exact.peak, self.size)
+            following = range(done, min(done + workers, len(drawn)))
+            with self.timed("float64", f"evaluating in float64, {following.stop} of {len(drawn)}"):
+                block += abreast.each(evaluated, following, workers)
+            done = following.stop
+            if sum(e.nbytes for e in block) > BLOCK_BYTES or done == len(drawn):
+                for run in range(runs):
+                    with self.timed("noise", f"perturbing the weights, {run + 1} of {runs}"):
                         noisy = side.perturbed(self.options.seed * 1000 + run)
-                        for expected in block:
-                            expected.perturb(noisy)
+                        abreast.each(partial(Expected.perturb, noisy=noisy), block, workers)
                 yield block
                 block = []
 

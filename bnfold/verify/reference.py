@@ -7,6 +7,7 @@ is perturbed by its unit roundoff: what that changes in the output is what round
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,8 @@ class Evaluator:
     """Evaluates `model` in float64; raises `Unsupported` for an operator without an exact kernel.
 
     `feeds` map input names to arrays; the result maps output names to arrays: float64 for every float type,
-    the model's own types otherwise. An evaluator holds no state between runs but widened weights.
+    the model's own types otherwise. An evaluator holds no state between runs but widened weights, so that threads may
+    share it; `peak` is what the values of one run held at most, in bytes.
     """
 
     model: ir.Model
@@ -75,6 +77,8 @@ class Evaluator:
     _plans: dict[ir.Graph, list[Step]] = field(default_factory=dict)
     _cache: dict[tuple[ir.Value, bool], Array] = field(default_factory=dict)
     _cached: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    peak: int = 0
 
     def __post_init__(self) -> None:
         if self.model.functions:
@@ -116,6 +120,7 @@ class Evaluator:
                 raise Unsupported(f"{node.op_type} (node {node.name!r}): {reason}") from error
             for output, result in zip(node.outputs, results, strict=False):
                 env[output] = result
+            self.peak = max(self.peak, sum(array.nbytes for array in env.values() if isinstance(array, np.ndarray)))
             if observe is not None:
                 observe(node, inputs, results)
             del inputs, results
@@ -138,8 +143,10 @@ class Evaluator:
             assert self.noise is not None
             array = self.noise(value, array)
         if value.const_value is not None and self._cached + array.nbytes <= self.cache_bytes:
-            self._cached += array.nbytes
-            self._cache[value, noisy] = array
+            with self._lock:
+                # Another thread may have been faster.
+                array, before = self._cache.setdefault((value, noisy), array), array
+                self._cached += array.nbytes if array is before else 0
         return array
 
     def _plan(self, graph: ir.Graph) -> list[Step]:

@@ -19,7 +19,13 @@ Run = Callable[[Mapping[str, Array]], Outputs]
 
 
 class Exact(Protocol):
-    """Something that computes the reference's outputs in float64."""
+    """Something that computes the reference's outputs in float64.
+
+    `peak` is how many bytes its values held at once in a run; 0 where none was, or it serves one thread at a time.
+    """
+
+    @property
+    def peak(self) -> int: ...
 
     def run(self, feeds: Mapping[str, Array], observe: Observer | None = None) -> Mapping[str, Array]: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,16 +122,18 @@ class Constancy:
 
 @dataclass
 class Coverage:
-    """Which channels of clipping activations ever leave zero."""
+    """Which channels of clipping activations ever leave zero; samples in several threads may be counted at once."""
 
     fired: dict[ir.Node, Array] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, node: ir.Node, inputs: Sequence[Any], results: Sequence[Any]) -> None:
         value = results[0] if results else None
         if node.op_type in CLIPPING and value is not None and is_float(value) and value.ndim >= 2 and value.size:
             now = (value != 0).any(axis=(0, *range(2, value.ndim)))
-            before = self.fired.get(node)
-            self.fired[node] = now if before is None or before.size != now.size else before | now
+            with self.lock:
+                before = self.fired.get(node)
+                self.fired[node] = now if before is None or before.size != now.size else before | now
 
     @property
     def fraction(self) -> float | None:

@@ -77,6 +77,8 @@ class _Module:
     module: nn.Module
     side: TorchReference
     double: bool
+    # A module may keep something from one call to the next, and PyTorch uses all cores by itself.
+    peak: int = 0
 
     def __call__(self, fed: Mapping[str, Array]) -> dict[str, Array]:
         try:

@@ -7,6 +7,7 @@ a model which uses them is inconclusive by name instead of being judged by a dou
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,11 @@ DELEGATED = (
 @kernel(*DELEGATED)
 def delegate(call: Call, inputs: Arrays) -> Arrays:
     """Run onnx's reference kernel for the node's opset; refuse it if it returns anything narrower than float64."""
-    instance = call.cache.get("instance")
+    # One for each thread: onnx does not say whether two runs may share an instance.
+    mine = f"instance {threading.get_ident()}"
+    instance = call.cache.get(mine)
     if instance is None:
-        instance = call.cache["instance"] = _instance(call, len(inputs))
+        instance = call.cache[mine] = _instance(call, len(inputs))
     try:
         results = instance.run(*inputs)
     except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:

@@ -15,8 +15,8 @@ import numpy as np
 from bnfold.verify.kernels.base import Array, Arrays, Call, channelwise, kernel, optional
 from bnfold.verify.kernels.windows import Windows, windows
 
-# Elements of one im2col band: 4 MiB of float64.
-BAND = 1 << 19
+# Elements of one im2col band, 1 MiB of float64: what a core's cache holds. Fewer columns than COLUMNS multiply slowly.
+BAND, COLUMNS = 1 << 17, 128
 ALL: Any = slice(None)
 
 
@@ -60,13 +60,13 @@ def _grouped(padded: Array, w: Array, geometry: Windows, group: int) -> Array:
     view = np.lib.stride_tricks.as_strided(
         padded, (count, channels, *geometry.kernel, *out), (*padded.strides[:2], *dilated, *steps), writeable=False
     )
-    per_row = channels * math.prod(geometry.kernel) * math.prod(out[1:])
-    rows = max(1, BAND // max(per_row, 1))
+    across = max(1, math.prod(out[1:]))
+    columns = max(COLUMNS, BAND // (channels * math.prod(geometry.kernel)))
+    rows = -(-columns // across)
     for n in range(count):
         for start in range(0, out[0] if rank else 1, rows):
             band = (slice(None),) * (1 + rank) + (slice(start, start + rows),)
-            columns = view[n][band].reshape(group, matrix.shape[2], -1)
-            product = matrix @ columns
+            product = matrix @ view[n][band].reshape(group, matrix.shape[2], -1)
             target = result[n][:, start : start + rows]
             target[...] = product.reshape(target.shape)
     return result

@@ -1,0 +1,110 @@
+"""Samples side by side: as many as fit, each on one core, with the results that they have alone."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from bnfold.io import load
+from bnfold.verify import abreast, verify
+from bnfold.verify.bisection import bisect
+from bnfold.verify.reference import Evaluator
+from tests import nets
+
+
+def blas_threads() -> set[int]:
+    return {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
+
+
+@pytest.fixture(autouse=True)
+def two_blas_threads() -> Any:
+    """Whatever the tests run with, so that a limit of one can be seen."""
+    with threadpool_limits(2, user_api="blas"):
+        if blas_threads() != {2}:
+            pytest.skip("this BLAS has one thread or can't be told how many to use")
+        yield
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[set[int], str]]:
+    """For each evaluation in float64, how many threads BLAS had, and in which thread it ran."""
+    found: list[tuple[set[int], str]] = []
+    honest = Evaluator.run
+
+    def run(self: Evaluator, *given: Any) -> Any:
+        found.append((blas_threads(), threading.current_thread().name))
+        return honest(self, *given)
+
+    monkeypatch.setattr(Evaluator, "run", run)
+    return found
+
+
+@pytest.mark.parametrize("net", ["plain", "residual"])
+def test_how_many_run_at_once_changes_nothing(net: str, monkeypatch: pytest.MonkeyPatch, seen: Any) -> None:
+    original = nets.NETS[net](0, 1.0)
+    results = []
+    for cores in (1, 3):
+        monkeypatch.setattr(abreast, "_cores", lambda cores=cores: cores)
+        seen.clear()
+        results.append(verify(original, nets.fold(original, dtype=np.float32)).to_dict())
+        assert (len({thread for _, thread in seen}) > 1) == (cores > 1)
+    assert results[0] == results[1]
+
+
+def test_products_stay_on_one_core_and_blas_gets_its_threads_back(seen: Any) -> None:
+    original = nets.plain(0)
+    verify(original, nets.fold(original))
+    bisect(original, nets.fold(original))
+    assert seen and all(threads == {1} for threads, _ in seen)
+    assert blas_threads() == {2}
+    with pytest.raises(ZeroDivisionError), abreast.one_core_products(0):
+        1 / 0  # noqa: B018
+    assert blas_threads() == {2}
+
+
+def test_the_limit_ends_with_the_last_who_asked_for_it() -> None:
+    first, second = abreast.one_core_products(0), abreast.one_core_products(0)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert blas_threads() == {1}
+    second.__exit__(None, None, None)
+    assert blas_threads() == {2}
+
+
+def test_a_large_model_is_evaluated_sample_by_sample_by_all_cores(monkeypatch: pytest.MonkeyPatch, seen: Any) -> None:
+    monkeypatch.setattr(abreast, "LARGE_BYTES", 100)
+    monkeypatch.setattr(abreast, "_cores", lambda: 3)
+    original = nets.plain(0)
+    assert verify(original, nets.fold(original)).status == "pass"
+    assert {thread for _, thread in seen} == {threading.current_thread().name}
+    assert all(threads == {2} for threads, _ in seen)
+
+
+def test_samples_together_hold_what_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abreast, "_cores", lambda: 8)
+    third = abreast.LIVE_BYTES // 3
+    assert [abreast.room(peak, 0) for peak in (0, 1, third, 10 * third)] == [1, 8, 3, 1]
+    assert abreast.room(1, abreast.LARGE_BYTES + 1) == 1
+
+
+def test_an_evaluation_says_what_it_held() -> None:
+    evaluator = Evaluator(load(nets.plain(0)))
+    assert evaluator.peak == 0
+    evaluator.run({"x": np.zeros((5, 3, 12, 12), np.float32)})
+    # A convolution's result beside its BatchNormalization's, 8 channels each.
+    assert evaluator.peak == 2 * 5 * 8 * 12 * 12 * 8
+
+
+def test_results_come_in_order() -> None:
+    turn = threading.Barrier(3)
+
+    def late(n: int) -> int:
+        turn.wait(timeout=60)
+        return n * n
+
+    assert abreast.each(late, range(3), 3) == [0, 1, 4]
