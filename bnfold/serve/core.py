@@ -156,8 +156,8 @@ class Core:
 
     # Changing
 
-    async def load(self, name: str, parameters: dict[str, Any] | None = None) -> None:
-        """Load or renew a model: the newest version is opened, checked and warmed, and only then swapped in.
+    async def load(self, name: str, parameters: dict[str, Any] | None = None, version: str | None = None) -> None:
+        """Load or renew a model: a version, by default the newest, is opened, checked, warmed, and then swapped in.
 
         Raises `Refused` if it can't be: the version that was served before still is.
         """
@@ -165,7 +165,10 @@ class Core:
         found = self.repository.versions(name)
         versions = self.names.setdefault(name, Versions(name))
         async with versions.lock:
-            version, path = next(reversed(found.items()))
+            version = version or next(reversed(found))
+            if version not in found:
+                raise unknown(f"model {name!r} has no version {version!r:.40} in the repository")
+            path = found[version]
             current = versions.current
             if current and _unchanged(current.model, version, path):
                 return

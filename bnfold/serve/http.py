@@ -55,7 +55,7 @@ def _application(core: Core, rows: Sequence[tuple[str, str, Handler]]) -> Starle
                     authorize(token, request.headers.get("authorization"))
                 response = await handler(core, request)
             except Refused as error:
-                response, why = _refusal(error), str(error)
+                response, why = refusal(error), str(error)
             except Gone:
                 response, why = Response(status_code=_GONE), "the client went away"
             response.headers["x-request-id"] = name
@@ -66,7 +66,7 @@ def _application(core: Core, rows: Sequence[tuple[str, str, Handler]]) -> Starle
 
     async def failed(request: Request, error: Exception) -> Response:
         log.error("failed", method=request.method, path=request.url.path, error=error)
-        return _refusal(Refused("the server failed on this request; its log says more", INTERNAL, "failed"))
+        return refusal(Refused("the server failed on this request; its log says more", INTERNAL, "failed"))
 
     async def no_route(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 404
@@ -274,7 +274,8 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _refusal(error: Refused) -> Response:
+def refusal(error: Refused) -> Response:
+    """What a request is answered with that was refused."""
     response = _json({"error": str(error)}, error.status)
     if error.status == OVERLOADED:
         response.headers["retry-after"] = "1"

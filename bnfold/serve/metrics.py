@@ -65,7 +65,7 @@ def registry(core: Core) -> CollectorRegistry:
     return result
 
 
-def render(found: CollectorRegistry) -> bytes:
+def render(found: Collector) -> bytes:
     """The text that Prometheus scrapes."""
     return bytes(generate_latest(found))
 

@@ -20,6 +20,9 @@ class Settings:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+    engine: str = "local"
+    min_replicas: int = 1
+    max_replicas: int | None = None
     # Running
     provider: str = "cpu"
     strict_device: bool = False

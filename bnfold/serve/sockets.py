@@ -12,6 +12,13 @@ class AddressError(BnfoldError):
     """An address that can't be listened on."""
 
 
+def free_port(host: str) -> int:
+    """A port that is free now."""
+    with bind(host, 0) as place:
+        port: int = place.getsockname()[1]
+        return port
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A socket on an address, not yet listening; raises `AddressError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -18,12 +18,16 @@ from typing import Any
 
 from bnfold.errors import BnfoldError, UsageError
 from bnfold.serve.settings import Settings, parse_settings
-from bnfold.serve.sockets import bind
+from bnfold.serve.sockets import bind, free_port
 
 _VARIABLE = "BNFOLD_WORKER"
 # So many deaths within so many seconds are no accident.
 _DEATHS, _WITHIN_S = 5, 60.0
 _PAUSE_S = 0.2
+
+
+class EngineError(BnfoldError):
+    """An engine that is not installed."""
 
 
 class WorkerError(BnfoldError):
@@ -36,7 +40,7 @@ def supervise(settings: Settings) -> int:
         return serve(settings)
     sockets = [bind(settings.host, port) for port in (settings.http_port, settings.metrics_port)]
     if settings.grpc_port == 0:
-        settings = replace(settings, grpc_port=_free_port(settings.host))
+        settings = replace(settings, grpc_port=free_port(settings.host))
     for place in sockets:
         place.listen(2048)
     try:
@@ -53,6 +57,15 @@ def serve(settings: Settings, **handed: Any) -> int:
     except ModuleNotFoundError as error:
         raise UsageError(f'serving needs {error.name}: pip install "bnfold[serve]"') from error
     return run(settings, **handed)
+
+
+def cluster(settings: Settings) -> int:
+    """Serve on Ray; return the exit code. Raises `EngineError` if Ray is not installed."""
+    try:
+        from bnfold.serve.cluster import run
+    except ModuleNotFoundError as error:
+        raise EngineError(f'--engine ray needs {error.name}: pip install "bnfold[serve,ray]"') from error
+    return run(settings)
 
 
 def worker() -> int:
@@ -126,9 +139,3 @@ def _said_ready(ours: socket.socket) -> bool:
         return bool(ours.recv(1))
     except OSError:
         return False
-
-
-def _free_port(host: str) -> int:
-    with bind(host, 0) as place:
-        port: int = place.getsockname()[1]
-        return port
