@@ -18,6 +18,7 @@ from onnx.defs import onnx_opset_version
 
 from bnfold.errors import ModelError, RejectedError, UsageError
 from bnfold.exporting.dynamic import BATCH, Axes, free_axes
+from bnfold.graph import BATCH_NORM, node_count
 from bnfold.graph.skeleton import check
 from bnfold.io import INLINE_LIMIT, nbytes
 
@@ -156,7 +157,7 @@ def _convert(
                 hint = "--static-batch" if dim == BATCH else f"a size of its own, without --dynamic for {dim}"
                 size = f"a {dim} of {value.shape[axis]}"
                 raise ModelError(f"{label}: works for {size} only; export it with {hint}")
-    found = sum(node.op_type == "BatchNormalization" and not node.domain for node in model.graph.all_nodes())
+    found = node_count(model, BATCH_NORM)
     if found < trial.batch_norms:
         ran = f"{trial.batch_norms} batch norms ran"
         raise ModelError(f"{label}: {ran}, the {exporter} exporter kept {found}; {_other(exporter)}")

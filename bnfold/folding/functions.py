@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from bnfold.graph import BATCH_NORM, is_op
+from bnfold.graph import BATCH_NORM, Op, is_op
 from bnfold.rules import rule_for
 from bnfold.rules.sources import SOURCES
 
@@ -105,7 +105,7 @@ class _Calls:
 
     def has_law(self, function: ir.Function) -> bool:
         """Whether the algebra says something of a node of the function."""
-        return any(rule_for(node.domain, node.op_type) is not None for node in self._within(function))
+        return any(rule_for(Op(node)) is not None for node in self._within(function))
 
     def _within(self, function: ir.Function) -> Iterator[ir.Node]:
         yield from function.all_nodes()

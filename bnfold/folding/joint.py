@@ -64,7 +64,7 @@ def _joining(
             node = reader if judgement == "hoist" or operand is None else operand.producer()
             if node is None or node.graph is not graph:
                 continue
-            met, rule = source(Op(node)), rule_for(node.domain, node.op_type)
+            met, rule = source(Op(node)), rule_for(Op(node))
             if isinstance(met, Source) and (judgement == "sink" or met.slot == slot):
                 found[node] = met
             elif getattr(rule, judgement, None) is not None:

@@ -213,12 +213,12 @@ def _sink(starts: Starts, order: Numbering, settle: bool) -> Walk:
             if slot not in facts and value is not None and is_floating(value) and tensor(value) is None
         ]  # fmt: skip
         if isinstance(step, Refusal):
-            walk.emit_each(carried, step.on(op.output()))
+            walk.emit_each(carried, step.on(carried[0][0]))
             continue
         walk.route.append(consumer)
         _take(walk, op, step)
         if step.blocked is not None:
-            walk.blocks.append(step.blocked.on(op.input(0)))
+            walk.blocks.append(step.blocked.on(carried[0][0]))
         for value, use, _ in carried:
             rest = step.rest.get(use[1], IDENTITY)
             walk.emit(value, rest, [use], whole=rest == facts[use[1]])
@@ -258,10 +258,11 @@ def _judge(
     refused = fused(op)
     if refused is not None:
         return refused
-    rule = rule_for(op.node.domain, op.type)
+    rule = rule_for(op)
     law = getattr(rule, judgement, None)
     if law is None:
-        return Refusal(Reason.BARRIER, detail=f"no law for {op.node.domain or 'ai.onnx'}::{op.node.op_type}")
+        detail = f"no law for {op.node.domain or 'ai.onnx'}::{op.node.op_type}"
+        return Refusal(Reason.BARRIER, detail=detail).on(op.output())
     try:
         outcome: Outcome | list[Step] = law(op, facts)
     except FAULTS as error:

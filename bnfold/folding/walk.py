@@ -14,7 +14,7 @@ import onnx_ir as ir
 from bnfold.affine import Affine
 from bnfold.derived import Derived
 from bnfold.folding.numbering import Key, Numbering
-from bnfold.graph import Op, dtype, shape
+from bnfold.graph import BATCH_NORM, Op, dtype, is_op, shape
 from bnfold.rules.base import Edit, Reason, Refusal
 from bnfold.rules.sources import Source
 
@@ -128,7 +128,7 @@ class Walk:
         an addition or a product by a constant takes the blocks apart and costs more than it saves.
         """
         known = shape(value)
-        if self.start.op_type != "BatchNormalization" or known is None or len(known) != 4:
+        if not is_op(self.start, BATCH_NORM) or known is None or len(known) != 4:
             return False
         readers = [user for user, _ in uses if user not in self.removed]
         readers += [user for node in self.removed for user, _ in node.outputs[0].uses()]

@@ -54,7 +54,7 @@ def exchange(node: ir.Node, names: Names, sizes: Sizes) -> list[Merge]:
 
 def _averaged(node: ir.Node) -> Term | None:
     """Return the pointwise convolution that an average alone reads, if averages and channels do not mix."""
-    rule = rule_for(node.domain, node.op_type)
+    rule = rule_for(Op(node))
     if rule is None or rule.family != "averages" or node.inputs[0] is None:
         return None
     found = term(node.inputs[0], node.graph)
@@ -69,7 +69,7 @@ def _averaged(node: ir.Node) -> Term | None:
 
 def _passes(node: ir.Node, affine: Affine) -> bool:
     """Whether an affine in front of the average is the same affine behind it."""
-    rule = rule_for(node.domain, node.op_type)
+    rule = rule_for(Op(node))
     step = None if rule is None or rule.sink is None else rule.sink(Op(node), {0: affine})
     return isinstance(step, Step) and step.passed == {0: affine}
 

@@ -99,7 +99,7 @@ def read(value: ir.Value) -> Layer | None:
 
 def copies(node: ir.Node) -> bool:
     """Whether the node hands its first operand on: Identity, and Dropout in inference mode."""
-    rule = rule_for(node.domain, node.op_type) if node.op_type in ("Identity", "Dropout") else None
+    rule = rule_for(Op(node)) if node.op_type in ("Identity", "Dropout") else None
     return rule is not None and rule.sink is not None and isinstance(rule.sink(Op(node), {0: IDENTITY}), Step)
 
 

@@ -52,6 +52,6 @@ RULES: Table = {
 }
 
 
-def rule_for(domain: str, op_type: str) -> Rule | None:
-    """Return the rule of an operator of the standard domain, or None where it is a barrier."""
-    return None if domain else RULES.get(op_type)
+def rule_for(op: Op) -> Rule | None:
+    """Return the rule of an operator, or None where it is a barrier, as one of another domain than ONNX's own is."""
+    return RULES.get(op.type)

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnfold.affine import Affine, Array, along, ranked
-from bnfold.graph import Op, is_floating, overridable
+from bnfold.graph import BATCH_NORM, Op, is_floating, overridable
 from bnfold.rules.base import Reason, Refusal
 from bnfold.rules.fused import fused
 
 BATCH_NORM_COST = 2
-SOURCES = frozenset({"BatchNormalization", "Neg", "Mul", "Add", "Sum", "Sub", "Div"})
+SOURCES = frozenset({BATCH_NORM, "Neg", "Mul", "Add", "Sum", "Sub", "Div"})
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def source(op: Op) -> Source | Refusal | None:
     """Return the affine that a node is, why it can't be one, or None where its type never is."""
     if op.type not in SOURCES:
         return None
-    if op.type == "BatchNormalization":
+    if op.type == BATCH_NORM:
         return _batch_norm(op)
     if op.type == "Neg":
         return Source(0, Affine.of(-1.0, 0.0), 1) if is_floating(op.output()) else None
