@@ -305,6 +305,16 @@ def test_a_channel_of_few_elements_may_round_to_nothing_by_luck() -> None:
     assert ratio(2) == pytest.approx(6 / 16) and ratio(64) == pytest.approx(6 / 4)
 
 
+def test_what_is_as_good_as_zero_is_no_fault() -> None:
+    """A softmax far behind: where y is subnormal or less, a runtime may clamp to the smallest normal number."""
+    y = np.full((1, 2, 64), 1e-43)
+    found = Bounded(y, y, 1, True)
+    least = np.finfo(np.float32).smallest_normal
+    zero, normal, more = (np.full(y.shape, value, np.float32) for value in (0.0, least, 1e-36))
+    assert measure(found, zero, normal, 2.0**-24, 1).ratio < 1.0 < measure(found, zero, more, 2.0**-24, 1).ratio
+    assert measure(found, zero, normal, 2.0**-24, 1).proof < 1.0 < measure(found, zero, more, 2.0**-24, 1).proof
+
+
 def test_a_fault_that_the_output_hides_is_found_and_proven() -> None:
     """A channel that no later weight reads: the output is right, the layer is not."""
     text = "(float[4,4] x) => (float[4,2] y) { a = Gemm (x, w, b)  r = Relu (a)  y = MatMul (r, u) }"

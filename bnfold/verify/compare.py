@@ -3,8 +3,8 @@
     RMS(c − y) ≤ τ·max(RMS(o − y), S, η)
 
 y is the original in float64, o the original on the provider with graph optimizations off, c the candidate there, S the
-RMS change of y when every weight moves by its unit roundoff, and η the smallest subnormal of the output's type. Pooling
-is per output and per sample, so that a sample of large values does not mask one of small values.
+RMS change of y when every weight moves by its unit roundoff, and η what is as good as zero in the output's type.
+Pooling is per output and per sample, so that a sample of large values does not mask one of small values.
 
 τ falls with the number of values pooled, because the RMS of few errors scatters. What counts is how many values carry
 the noise: a saturated softmax over 1000 classes has two that move. With q the squared noise of each value, that number
@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
 from bnfold.verify.kernels.base import Array, is_float
+from bnfold.verify.precision import underflow
 
 # Few pooled values scatter more: (from this many values on, τ).
 TAU = ((64, 4.0), (8, 8.0), (0, 16.0))
@@ -106,8 +106,7 @@ def measure(y: Array, o: Array, c: Array, noise: Noises | None, others: Sequence
         return Measure(0, 0, 0, 0, 0, 0, doubt=f"its shape depends on rounding: {list(y.shape)} or {list(o.shape)}")
     if not is_float(o) or noise is None:
         return _exact(y, o, c, others)
-    # No value of the output's type is closer to zero: what underflows there says nothing.
-    least = float(ml_dtypes.finfo(o.dtype).smallest_subnormal)  # type: ignore[no-untyped-call]
+    least = underflow(o.dtype)
     y, o, c = (v.astype(np.float64).ravel() for v in (y, o, c))
     bad_y, bad_o, bad_c = (~np.isfinite(v) for v in (y, o, c))
     good = ~(bad_y | bad_o | bad_c)

@@ -3,10 +3,11 @@
 With y the original's layer in float64 on given inputs, o and c the original's and the candidate's on a provider without
 optimizations, and M the magnitude of what is summed (`magnitude`),
 
-    RMS(c − y) ≤ τ·max(RMS(o − y), u·RMS(M))        |c − y| ≤ 16·max(u·M, RMS_channel(o − y))
+    RMS(c − y) ≤ τ·max(RMS(o − y), u·RMS(M), η)        |c − y| ≤ 16·max(u·M, RMS_channel(o − y), η)
 
-and |c − y| > γ_{K+8}·M is PROVEN no rounding of K sums. τ is 4 for a channel of 64 elements and more and grows to 16 as
-fewer are pooled, as for outputs (`compare`): a channel of one element is held to what an element is.
+and |c − y| > γ_{K+8}·M + η is PROVEN no rounding of K sums; η is as good as zero in the layer's type. τ is 4 for a
+channel of 64 elements and more and grows to 16 as fewer are pooled, as for outputs (`compare`): a channel of one
+element is held to what an element is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from bnfold.verify.compare import tau
 from bnfold.verify.kernels.base import Array
 from bnfold.verify.magnitude import Bounded, gamma
+from bnfold.verify.precision import underflow
 
 ELEMENT, EXTRA_TERMS = 16.0, 8
 
@@ -46,6 +48,7 @@ def measure(found: Bounded, o: Array, c: Array, unit: float, axis: int) -> Local
     y, m = found.y, found.m
     if c.shape != o.shape or y.shape != o.shape:
         return _unlike(f"shape {list(c.shape)} instead of {list(o.shape)}")
+    least = underflow(o.dtype)
     o, c = o.astype(np.float64), c.astype(np.float64)
     finite = np.isfinite(o) & np.isfinite(y) & np.isfinite(m)
     if (finite & ~np.isfinite(c)).any():
@@ -56,9 +59,9 @@ def measure(found: Bounded, o: Array, c: Array, unit: float, axis: int) -> Local
     others = tuple(n for n in range(y.ndim) if n != axis)
     rms_error, rms_noise, rms_m = (np.sqrt((v * v).mean(axis=others, keepdims=True)) for v in (error, noise, m))
     pooled = math.prod(y.shape[n] for n in others)
-    channel = _over(rms_error, tau(pooled) * np.maximum(rms_noise, unit * rms_m))
-    element = _over(error, ELEMENT * np.maximum(unit * m, rms_noise))
-    proof = _over(error, gamma(found.k + EXTRA_TERMS, unit) * m) if found.proves else 0.0
+    channel = _over(rms_error, tau(pooled) * np.maximum(np.maximum(rms_noise, unit * rms_m), least))
+    element = _over(error, ELEMENT * np.maximum(np.maximum(unit * m, rms_noise), least))
+    proof = _over(error, gamma(found.k + EXTRA_TERMS, unit) * m + least) if found.proves else 0.0
     return LocalMeasure(channel, element, proof)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -22,6 +24,16 @@ def model_unit(model: ir.Model) -> float:
     )
     found = [UNIT_ROUNDOFF[v.dtype] for v in values if v.dtype in UNIT_ROUNDOFF]
     return max(found, default=2.0**-24)
+
+
+def underflow(dtype: np.dtype[Any]) -> float:
+    """Return what is as good as zero among values of a type: ONNX Runtime's exp may clamp below the normal numbers.
+
+    Types shorter than float32 are computed in it, and stored with subnormals.
+    """
+    computed = np.float64 if dtype == np.float64 else np.float32
+    stored = float(ml_dtypes.finfo(dtype).smallest_subnormal)  # type: ignore[no-untyped-call]
+    return max(stored, float(np.finfo(computed).smallest_normal))
 
 
 def not_a_number(model: ir.Model) -> list[str]:
