@@ -195,6 +195,14 @@ def _trailing(op: str, opset: int) -> Maker:
     return make
 
 
+def _softmax(op: str) -> Maker:
+    def make(draw: Draw) -> Made:
+        call = f"y = {op} <axis = {draw.of(0, 1, 2, -1)}> (x)"
+        return graph(call, value("x", draw.shape(3, 1, 3)), rank=3, opset=draw.of(11, 13, 21))
+
+    return make
+
+
 def reverse_sequence(draw: Draw) -> Made:
     batch, time = draw.of((0, 1), (1, 0))
     shape = draw.shape(3, 2, 3)
@@ -228,7 +236,8 @@ MORE_MAKERS: dict[str, Maker] = {
     "Relu": _unary("Relu"),
     "LeakyRelu": _unary("LeakyRelu", "<alpha = 0.25>"), "PRelu": prelu, "Abs": _unary("Abs"),
     "Trilu": _unary("Trilu"), "CumSum": cumsum, "ReverseSequence": reverse_sequence, "Compress": compress,
-    "RoiAlign": roi_align,
+    "RoiAlign": roi_align, "Softmax": _softmax("Softmax"),
+    "LogSoftmax": _softmax("LogSoftmax"),
     "MaxPool": _pool("MaxPool"), "GlobalMaxPool": _globally("GlobalMaxPool"), "LpPool": _pool("LpPool", "p = 2"),
     "GlobalLpPool": _globally("GlobalLpPool"), "AveragePool": _pool("AveragePool"),
     "GlobalAveragePool": _globally("GlobalAveragePool"), "Resize": resize, "Upsample": upsample, "Clip": clip,

@@ -1,19 +1,23 @@
-"""Normalizations end in an affine of their own: they hoist into their gamma and beta.
+"""Normalizations end in an affine of their own, into which they hoist; a shift in front of them disappears.
 
     hoist   gamma′ = s·gamma    beta′ = s·beta + t
+    sink    f(s·x + t) = f(s·x)
 
-The affine must vary only along the axes of gamma: channels (InstanceNormalization, GroupNormalization from opset 21),
-groups (GroupNormalization before), the normalized axes (LayerNormalization, RMSNormalization, which has no beta and
-passes the shift on). Nothing sinks: scale and shift of the input are normalized away only up to epsilon.
+On a hoist the affine must vary only along the axes of gamma: channels (InstanceNormalization, GroupNormalization from
+opset 21), groups (GroupNormalization before), the normalized axes (LayerNormalization, RMSNormalization, which has no
+beta and passes the shift on). On a sink t must be one number for all that is normalized together: a mean takes it away,
+and a Softmax divides it out as exp(t). A scale disappears only up to epsilon, so it stays in front.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
 from bnfold.affine import Array, ranked
 from bnfold.graph import Op
-from bnfold.rules.base import Facts, Outcome, Reason, Refusal, Rule, Table
+from bnfold.rules.base import Facts, Judgement, Outcome, Reason, Refusal, Rule, Step, Table
 from bnfold.rules.linear import View, hoisting
 from bnfold.rules.quantized import Weight, weight
 
@@ -83,9 +87,61 @@ def _group_hoist(op: Op, demands: Facts) -> Outcome:
     return hoisting(_channels)(op, {0: wanted.map(one_a_group)})  # type: ignore[return-value]
 
 
+# Sinking -------------------------------------------------------------------------------------------------------------
+
+Together = Callable[[Op, int], frozenset[int]]
+
+
+def _spatial(op: Op, rank: int) -> frozenset[int]:
+    return frozenset(range(2, rank))
+
+
+def _whole_groups(op: Op, rank: int) -> frozenset[int]:
+    """Channels share a mean unless each is a group of its own."""
+    shape = op.shape(0)
+    alone = shape is not None and shape[1] == op.attr("num_groups")
+    return _spatial(op, rank) | (frozenset() if alone else frozenset({1}))
+
+
+def _last(op: Op, rank: int) -> frozenset[int]:
+    return frozenset(range(int(op.attr("axis", -1)) % rank, rank))
+
+
+def _classes(op: Op, rank: int) -> frozenset[int]:
+    """Before opset 13 all axes from `axis` on were one."""
+    if op.opset >= 13:
+        return frozenset({int(op.attr("axis", -1)) % rank})
+    return frozenset(range(int(op.attr("axis", 1)) % rank, rank))
+
+
+def _unshifted(together: Together) -> Judgement:
+    """Build the sink of an operator that takes the shift of what it normalizes `together` away."""
+
+    def sink(op: Op, facts: Facts) -> Outcome:
+        if set(facts) != {0}:
+            return Refusal(Reason.VARIABLE, detail=f"a parameter of {op.type} is computed at run time")
+        rank, fact = op.rank(0), facts[0]
+        if rank is None:
+            return Refusal(Reason.UNKNOWN_SHAPE).on(op.input(0))
+        if op.used(1):
+            return Refusal(Reason.READERS, detail="the mean is read, which has the shift").on(op.output(1))
+        if not fact.shifts:
+            return Refusal(Reason.BARRIER, detail=f"{op.type} takes a scale away only up to epsilon").on(op.input(0))
+        across = fact.shifting.axes(rank) & together(op, rank)
+        if across:
+            detail = f"the shift varies along axis {min(across)}, which {op.type} normalizes"
+            return Refusal(Reason.AXIS, detail=detail).on(op.input(0))
+        blocked = Refusal(Reason.BARRIER, detail=f"{op.type} takes no scale") if fact.scales else None
+        return Step(rest={0: fact.scaling}, absorbs=True, blocked=blocked)
+
+    return sink
+
+
 TABLE: Table = {
-    "InstanceNormalization": Rule("norms", hoist=hoisting(_channels)),
-    "GroupNormalization": Rule("norms", hoist=_group_hoist),
-    "LayerNormalization": Rule("norms", hoist=_layer_hoist),
-    "RMSNormalization": Rule("norms", hoist=_layer_hoist),
+    "InstanceNormalization": Rule("norms", hoisting(_channels), _unshifted(_spatial)),
+    "GroupNormalization": Rule("norms", _group_hoist, _unshifted(_whole_groups)),
+    "LayerNormalization": Rule("norms", _layer_hoist, _unshifted(_last)),
+    "RMSNormalization": Rule("norms", _layer_hoist),
+    "Softmax": Rule("norms", sink=_unshifted(_classes)),
+    "LogSoftmax": Rule("norms", sink=_unshifted(_classes)),
 }

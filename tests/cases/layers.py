@@ -117,6 +117,26 @@ CASES = (
          "GroupNormalization", "hoist", twin=_READ, kept="graph-output", opset=21, ir_version=10, exact=False),
     case("RMSNormalization, scale", "(T[N,5,6] x) => (T[n,t,c] y) { a = RMSNormalization(x, g[6])  y = Mul(a, s[6]) }",
          "RMSNormalization", twin={"Mul(a, s[6])": "Add(a, s[6])"}, opset=23, ir_version=11, exact=False),
+    # A shift in front of a normalization disappears, where all that is normalized together has the same.
+    case("BN, InstanceNormalization", "(T[N,3,6] x) => (T[n,c,t] y) { a = BN(x, A.3)"
+         "  y = InstanceNormalization(a, g[3], b[3]) }", "Mul InstanceNormalization", "sink",
+         twin={"InstanceNormalization(a, g[3], b[3])": "LpNormalization(a)"}, kept="barrier", exact=False),
+    case("Add, InstanceNormalization", "(T[N,3,6] x) => (T[n,c,t] y) { a = Add(x, k[3,1])"
+         "  y = InstanceNormalization(a, g[3], b[3]) }", "InstanceNormalization", twin={"k[3,1]": "k[6]"}, exact=False),
+    case("Add, GroupNormalization of single channels", "(T[N,4,6] x) => (T[n,c,t] y) { a = Add(x, k[4,1])"
+         "  y = GroupNormalization <num_groups = 4> (a, g[4], b[4]) }", "GroupNormalization",
+         twin={"num_groups = 4": "num_groups = 2"}, opset=21, ir_version=10, exact=False),
+    case("BN, LayerNormalization", "(T[N,5,6] x) => (T[n,c,t] y) { a = BN(x, A.5)"
+         "  y = LayerNormalization(a, g[6], b[6]) }", "Mul LayerNormalization", "sink",
+         twin={"LayerNormalization(": "LayerNormalization <axis = 1> ("}, kept="axis", exact=False),
+    case("Add, LayerNormalization", "(T[N,5,6] x) => (T[n,c,t] y) { a = Add(x, k[5,1])"
+         "  y = LayerNormalization(a, g[6], b[6]) }", "LayerNormalization",
+         twin={"(T[n,c,t] y)": "(T[n,c,t] y, T[i,j,k] m)", "y = Layer": "y, m = Layer"}, dtypes=("float",),
+         exact=False),
+    case("BN, Softmax", "(T[N,5,6] x) => (T[n,c,t] y) { a = BN(x, A.5)  y = Softmax(a) }", "Mul Softmax", "sink",
+         twin={"Softmax(": "Softmax <axis = 1> ("}, kept="axis", exact=False),
+    case("Add, LogSoftmax", "(T[N,5,6] x) => (T[n,c,t] y) { a = Add(x, k[5,1])  y = LogSoftmax <axis = 2> (a) }",
+         "LogSoftmax", twin={"axis = 2": "axis = 1"}, opset=11, exact=False),
     # Quantized weights: the scale goes into the dequantization scale, its sign into the codes.
     _quantized("per tensor", "(q, d)", constants={"q": _CODES, "d": np.array(0.5)},
                twin={"=> (T[n,c,h,w] y)": "=> (T[n,c,h,w] y, T[i,j,k,l] w)"}, kept="other-readers"),
