@@ -18,10 +18,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from bnfold.arrays import Float64
+
+Array = Float64
 
 
-def collapsed(array: npt.ArrayLike) -> Array:
+def collapsed(array: npt.ArrayLike) -> Float64:
     """Return `array` in float64 with size 1 on every axis along which its values are all equal."""
     result = np.asarray(array, dtype=np.float64)
     for axis in range(result.ndim):
@@ -43,15 +45,15 @@ class Affine:
     [[3.0, 3.0], [4.0, 4.0]]
     """
 
-    scale: Array
-    shift: Array
+    scale: Float64
+    shift: Float64
 
     @staticmethod
     def of(scale: npt.ArrayLike, shift: npt.ArrayLike) -> Affine:
         """Build an affine in canonical form: float64, each uniform axis collapsed to size 1."""
         return Affine(collapsed(scale), collapsed(shift))
 
-    def __call__(self, x: npt.ArrayLike) -> Array:
+    def __call__(self, x: npt.ArrayLike) -> Float64:
         return self.scale * np.asarray(x, dtype=np.float64) + self.shift
 
     def __matmul__(self, inner: Affine) -> Affine:
@@ -117,17 +119,17 @@ class Affine:
         """Return the same map with arrays of exactly `rank` axes."""
         return Affine(ranked(self.scale, rank), ranked(self.shift, rank))
 
-    def map(self, move: Callable[[Array], npt.ArrayLike]) -> Affine:
+    def map(self, move: Callable[[Float64], npt.ArrayLike]) -> Affine:
         """Apply one function to both coefficient arrays, as a move of elements does."""
         return Affine.of(move(self.scale), move(self.shift))
 
 
-def varying(array: Array, rank: int) -> frozenset[int]:
+def varying(array: Float64, rank: int) -> frozenset[int]:
     """Return the axes, counted from the front of a value of `rank`, along which `array` is not 1."""
     return frozenset(axis for axis, size in enumerate(array.shape, rank - array.ndim) if size != 1)
 
 
-def ranked(array: Array, rank: int) -> Array:
+def ranked(array: Float64, rank: int) -> Float64:
     """Return `array` reshaped to `rank` axes by adding or dropping leading axes of size 1."""
     extra = array.ndim - rank
     if extra > 0 and any(size != 1 for size in array.shape[:extra]):
@@ -136,13 +138,13 @@ def ranked(array: Array, rank: int) -> Array:
     return array.reshape(shape)
 
 
-def along(vector: npt.ArrayLike, axis: int, rank: int) -> Array:
+def along(vector: npt.ArrayLike, axis: int, rank: int) -> Float64:
     """Place a vector of coefficients along one axis of a value of `rank`."""
     array = np.asarray(vector, dtype=np.float64).reshape(-1)
     return array.reshape([-1 if position == axis else 1 for position in range(rank)])
 
 
-def _same(left: Array, right: Array) -> bool:
+def _same(left: Float64, right: Float64) -> bool:
     rank = max(left.ndim, right.ndim)
     return np.array_equal(ranked(left, rank), ranked(right, rank))
 

@@ -16,11 +16,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
 from bnfold import runtime
+from bnfold.arrays import Array
 from bnfold.errors import InputError, UsageError
 from bnfold.inputs import feeds
 from bnfold.io import Source, load
@@ -32,8 +32,6 @@ BLOCK_S = 2e-3
 RESAMPLES = 2000
 # An interval wider than this share of the ratio does not tell a gain of folding from none.
 WIDE = 0.1
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

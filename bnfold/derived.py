@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from bnfold.affine import Affine, Array, varying
+from bnfold.affine import Affine, varying
+from bnfold.arrays import Array, Float64
 
 # Small enough that the temporaries stay in the cache and in memory that is already mapped.
 SLICE_BYTES = 1 << 20
@@ -34,7 +34,7 @@ def foldable_dtype(dtype: ir.DataType | None) -> bool:
     return dtype in _LIMITS
 
 
-def rounded(values: Array, dtype: ir.DataType) -> npt.NDArray[Any]:
+def rounded(values: Float64, dtype: ir.DataType) -> Array:
     """Round float64 values once, to nearest even, to `dtype` (beyond its range: infinity)."""
     with np.errstate(over="ignore"):
         if dtype is ir.DataType.BFLOAT16:
@@ -47,17 +47,17 @@ def rounded(values: Array, dtype: ir.DataType) -> npt.NDArray[Any]:
         return values.astype(dtype.numpy())
 
 
-def values(tensor: ir.TensorProtocol | Array) -> Array:
+def values(tensor: ir.TensorProtocol | Float64) -> Float64:
     """Return a copy of a tensor's values in float64, exact for the floating types."""
     if isinstance(tensor, Derived):
         return tensor.exact()
     with np.errstate(invalid="ignore"):  # a signalling NaN is no number in float64 either
-        array: Array = (tensor if isinstance(tensor, np.ndarray) else tensor.numpy()).astype(np.float64)
+        array: Float64 = (tensor if isinstance(tensor, np.ndarray) else tensor.numpy()).astype(np.float64)
     release(tensor)
     return array
 
 
-def release(tensor: ir.TensorProtocol | Array) -> None:
+def release(tensor: ir.TensorProtocol | Float64) -> None:
     """Give the pages of a memory-mapped tensor back; nothing may refer to its array any more."""
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()
@@ -70,10 +70,10 @@ class Derived(ir.LazyTensor):
     and may enlarge it.
     """
 
-    def __init__(self, base: ir.TensorProtocol | Array, dtype: ir.DataType, steps: tuple[Affine, ...] = ()) -> None:
+    def __init__(self, base: ir.TensorProtocol | Float64, dtype: ir.DataType, steps: tuple[Affine, ...] = ()) -> None:
         self.base = base
         self.steps = steps
-        self._kept: Array | None = None
+        self._kept: Float64 | None = None
         shape = base.shape if isinstance(base, np.ndarray) else tuple(base.shape.numpy())
         self._dims = np.broadcast_shapes(shape, *(a.shape for step in steps for a in (step.scale, step.shift)))
         super().__init__(self._rounded, dtype, ir.Shape(self._dims))
@@ -89,7 +89,7 @@ class Derived(ir.LazyTensor):
         array = np.ascontiguousarray(rounded(self.exact(), self.dtype)).reshape(self._dims)
         return ir.Tensor(array, self.dtype, name=self.name)
 
-    def exact(self) -> Array:
+    def exact(self) -> Float64:
         """Return all values in float64, before rounding."""
         if self._kept is not None:
             return self._kept
@@ -98,7 +98,7 @@ class Derived(ir.LazyTensor):
             self._kept = exact
         return exact
 
-    def slices(self) -> Iterator[Array]:
+    def slices(self) -> Iterator[Float64]:
         """Yield the exact values in blocks along the first axis of a bounded size."""
         rows = self._dims[0] if self._dims else 1
         block = max(1, SLICE_BYTES * rows // max(1, 8 * math.prod(self._dims)))
@@ -154,7 +154,7 @@ class Derived(ir.LazyTensor):
                 return f"a channel is at most {peak[lost].max():.3g}, below {name}'s smallest normal {normal:.3g}"
         return None
 
-    def _peak(self, of: Derived) -> Array:
+    def _peak(self, of: Derived) -> Float64:
         """The largest magnitude in each channel, that is along every axis on which no step's scale varies."""
         rank = len(self._dims)
         channels = frozenset[int]().union(*(varying(step.scale, rank) for step in self.steps))
@@ -162,16 +162,16 @@ class Derived(ir.LazyTensor):
         peaks = [np.abs(part).max(axis=uniform, initial=0.0, keepdims=True) for part in of.slices()]
         if len(peaks) == 1:
             return np.asarray(peaks[0])
-        peak: Array = np.concatenate(peaks) if 0 in channels else np.maximum.reduce(peaks)
+        peak: Float64 = np.concatenate(peaks) if 0 in channels else np.maximum.reduce(peaks)
         return peak
 
 
-def _through(values: Array, steps: tuple[Affine, ...] | list[Affine]) -> Array:
+def _through(values: Float64, steps: tuple[Affine, ...] | list[Affine]) -> Float64:
     with np.errstate(all="ignore"):  # `range_fault` says what is not finite
         for step in steps:
             values = step(values)
     return values
 
 
-def _rows(array: npt.NDArray[Any], part: slice) -> npt.NDArray[Any]:
+def _rows(array: Array, part: slice) -> Array:
     return array if array.ndim == 0 or array.shape[0] == 1 else array[part]

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from bnfold.arrays import Array
 from bnfold.errors import ModelError, ProviderError
 from bnfold.io import INLINE_LIMIT, Source, nbytes, save, serialize, tensors
 from bnfold.providers import PROVIDERS, named, short
@@ -29,7 +29,6 @@ from bnfold.providers import PROVIDERS, named, short
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-Array = npt.NDArray[Any]
 
 Level = Literal["off", "basic", "extended", "all"]
 OPTIMIZATION: dict[Level, str] = {

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bnfold.arrays import Array
 from bnfold.errors import InputError, UsageError
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
-Targets = npt.NDArray[Any]
+Targets = Array
 
 HELD_OUT = 0.2
 """The share of every class that is held out where the data itself names no test part."""
@@ -139,7 +140,7 @@ def _digits(seed: int) -> Dataset:
     return _split("digits", images, bunch.target.astype(np.int64), seed)
 
 
-def _dataset(path: Path, arrays: dict[str, npt.NDArray[Any]], seed: int) -> Dataset:
+def _dataset(path: Path, arrays: dict[str, Array], seed: int) -> Dataset:
     if {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
         train = _checked(path, "x_train", arrays["x_train"], "y_train", arrays["y_train"])
         test = _checked(path, "x_test", arrays["x_test"], "y_test", arrays["y_test"])
@@ -158,7 +159,7 @@ def _dataset(path: Path, arrays: dict[str, npt.NDArray[Any]], seed: int) -> Data
     raise InputError(f"{path}: needs arrays x_train, y_train, x_test, y_test, or x, y; it holds {found}")
 
 
-def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
+def _read(path: Path) -> dict[str, Array]:
     try:
         # Opened here, since np.load leaves a damaged archive's file open.
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
@@ -171,7 +172,7 @@ def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise InputError(f"{path}: not a readable .npz of plain arrays; write it with numpy.savez") from error
 
 
-def _checked(path: Path, x_name: str, x: npt.NDArray[Any], y_name: str, y: npt.NDArray[Any]) -> Split:
+def _checked(path: Path, x_name: str, x: Array, y_name: str, y: Array) -> Split:
     def refuse(what: str) -> InputError:
         return InputError(f"{path}: {what}")
 

@@ -15,14 +15,14 @@ import gzip
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bnfold.arrays import Array
 from bnfold.errors import InputError, UsageError
 
-Arrays = dict[str, npt.NDArray[Any]]
+Arrays = dict[str, Array]
 Pixels = npt.NDArray[np.uint8]
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")

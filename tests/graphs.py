@@ -27,12 +27,12 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import numpy_helper, parser
 
+from bnfold.arrays import Array
 from bnfold.folding.fold import FoldReport, fold
 from bnfold.graph import Op, annotate, tensor
 from bnfold.rules.sources import Source, source
 from bnfold.verify.reference import Evaluator
 
-Array = np.ndarray[Any, Any]
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float": np.float32, "double": np.float64}
 EPSILON = 0.0625
 SIZES = {"N": 2, "B": 2, "T": 3}

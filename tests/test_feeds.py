@@ -11,12 +11,12 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
+from bnfold.arrays import Array
 from bnfold.errors import InputError, UsageError
 from bnfold.inputs import feeds, kinds
 from tests import nets
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
-Array = np.ndarray[Any, Any]
 
 
 def model(text: str, **constants: Any) -> ir.Model:

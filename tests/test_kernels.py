@@ -11,15 +11,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from bnfold.arrays import Float64
 from bnfold.merging.costs import DEPTHWISE, MOVE, Cost
 from bnfold.merging.kernels import Form, Kernel, composed, composed_form, pointwise, total, total_form
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 # A few roundings of float64 on values below 2^10.
 TOLERANCE = 2.0**-38
 
 
-def applied(kernel: Kernel, x: Array) -> Array:
+def applied(kernel: Kernel, x: Float64) -> Float64:
     """What ONNX's Conv, ConvTranspose or MatMul computes with the form's attributes, position by position."""
     form = kernel.form
     rank = len(form.stride)
@@ -49,7 +49,7 @@ def applied(kernel: Kernel, x: Array) -> Array:
     if form.transposed:
         window = (slice(b, n - a) for b, n, a in zip(before, full, after, strict=True))
         result = result[(slice(None), slice(None), *window)]
-    biased: Array = result + kernel.bias.reshape(-1, *(1,) * rank)
+    biased: Float64 = result + kernel.bias.reshape(-1, *(1,) * rank)
     return biased
 
 
@@ -73,12 +73,12 @@ def kernel(form: Form, seed: int, biased: bool = True) -> Kernel:
     return Kernel(form, weight, rng.normal(size=form.outs) * biased)
 
 
-def same(ours: Array, theirs: Array) -> None:
+def same(ours: Float64, theirs: Float64) -> None:
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def sample(form: Form, seed: int, size: int = 9) -> Array:
+def sample(form: Form, seed: int, size: int = 9) -> Float64:
     return np.random.default_rng(seed).normal(size=(2, form.ins, *(size + axis for axis in range(len(form.stride)))))
 
 

@@ -15,11 +15,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from bnfold.arrays import Array
 from bnfold.verify import control
 from bnfold.verify.kernels import KERNELS, Call, Unsupported
 from bnfold.verify.reference import Evaluator, Noise, fixed_values, unsupported
 
-Array = np.ndarray[Any, Any]
 TORCH = importlib.util.find_spec("torch") is not None
 
 

@@ -18,6 +18,7 @@ from onnx import numpy_helper, parser
 import bnfold
 import bnfold.folding.fold
 from bnfold import runtime
+from bnfold.arrays import Array
 from bnfold.errors import InputError, ModelError, ProviderError, UsageError
 from bnfold.inputs.feeds import generated
 from bnfold.io import load, save
@@ -31,7 +32,6 @@ from tests import light, nets
 
 REAL = Path(__file__).resolve().parent.parent.parent / "shared" / "real" / "version-RFB-320.onnx"
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
-Array = np.ndarray[Any, Any]
 # Seeds of each fault in each net; `make soak` takes more.
 SEEDS = int(os.environ.get("BNFOLD_VERIFY_SEEDS", "1"))
 

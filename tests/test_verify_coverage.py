@@ -12,14 +12,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bnfold import runtime
+from bnfold.arrays import Array
 from bnfold.errors import ProviderError
 from bnfold.verify import control, verify
 from bnfold.verify.kernels import KERNELS
 from bnfold.verify.levels import LEVELS
 from bnfold.verify.reference import unsupported
 from tests import nets
-
-Array = np.ndarray[Any, Any]
 
 
 def cpu_operators() -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from onnx import numpy_helper, parser
 
 import bnfold
 from bnfold import report, runtime
+from bnfold.arrays import Array
 from bnfold.errors import OutputError, UsageError
 from bnfold.inputs.feeds import generated
 from bnfold.io import load
@@ -30,7 +31,6 @@ from bnfold.verify.windows import Windows
 from tests import nets
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
-Array = np.ndarray[Any, Any]
 
 
 def model(text: str, **constants: Array | float) -> onnx.ModelProto:

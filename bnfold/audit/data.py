@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from bnfold.arrays import Array
 from bnfold.errors import InputError
 from bnfold.inputs import feeds
 from bnfold.inputs.feeds import load_npz
 
-Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 Given = Mapping[str, Array] | str | os.PathLike[str]
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.affine import Array
+from bnfold.arrays import Float64
 from bnfold.audit.findings import finite
 from bnfold.audit.moments import Moments
 from bnfold.folding.frozen import Frozen
@@ -49,13 +49,13 @@ class LayerDrift:
     """
 
     name: str
-    shift: Array
-    ratio: Array
+    shift: Float64
+    ratio: Float64
     flagged: Mask
     large: bool
 
     @property
-    def distances(self) -> Array:
+    def distances(self) -> Float64:
         """`(C,)`: how far each channel's distribution is from the frozen one, in σ."""
         return np.hypot(self.shift, np.sqrt(self.ratio) - 1.0)
 
@@ -128,23 +128,23 @@ def _layer(frozen: Frozen, seen: Moments, live: Mask, limit: float) -> LayerDrif
     return LayerDrift(frozen.name, shift, ratio, flagged, large)
 
 
-def _moderated(error: Array, variance: float, examples: int) -> Array:
+def _moderated(error: Float64, variance: float, examples: int) -> Float64:
     """A standard error from few examples, with the `variance` that the frozen statistics expect as prior."""
     own = np.where(np.isfinite(error), error, 0.0) ** 2 * examples * (examples - 1)
     return np.asarray(np.sqrt((own + PRIOR * variance) / (examples - 1 + PRIOR) / examples))
 
 
-def _normal(t: Array, degrees: int) -> Array:
+def _normal(t: Float64, degrees: int) -> Float64:
     """A Student's t of so many degrees of freedom as the normal deviate of the same probability (Wallace 1959)."""
     return np.asarray((8 * degrees + 1) / (8 * degrees + 3) * np.sqrt(degrees * np.log1p(t**2 / degrees)))
 
 
-def median(values: Array) -> float:
+def median(values: Float64) -> float:
     known = values[~np.isnan(values)]
     return float(np.median(known)) if known.size else 0.0
 
 
-def _quantiles(values: Array) -> list[float]:
+def _quantiles(values: Float64) -> list[float]:
     """The 5, 25, 50, 75 and 95 % quantiles of what is known."""
     known = values[~np.isnan(values)]
     return [float(q) for q in np.quantile(known, QUANTILES)] if known.size else []

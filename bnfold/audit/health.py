@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bnfold.affine import Array
+from bnfold.arrays import Float64
 from bnfold.audit.findings import AuditFinding, Code, finite
 from bnfold.folding.frozen import Frozen, in_training, nodes, of_node
 from bnfold.graph import label
@@ -72,7 +72,7 @@ def _examined(bn: Frozen) -> Iterator[AuditFinding]:
         yield finding(Code.DEAD_GAMMA, detail, count=int(dead.sum()), largest=finite(np.abs(bn.gamma).max()))
 
 
-def dead_gamma(gamma: Array) -> Mask:
+def dead_gamma(gamma: Float64) -> Mask:
     """`(C,)` bool: the channels whose gamma makes them constants."""
     size = np.abs(gamma)
     largest = size[np.isfinite(size)].max(initial=0.0)

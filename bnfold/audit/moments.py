@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.affine import Array
+from bnfold.arrays import Float64
 
 _CHUNK = 1 << 22  # values widened to float64 at a time
 
@@ -29,12 +29,12 @@ _CHUNK = 1 << 22  # values widened to float64 at a time
 class Moments:
     """What was seen of C channels; `centre` `(C,)` is subtracted first, so that sums lose no digits."""
 
-    centre: Array
+    centre: Float64
     examples: int = 0
-    first: Array = field(init=False)
-    second: Array = field(init=False)
-    lowest: Array = field(init=False)
-    highest: Array = field(init=False)
+    first: Float64 = field(init=False)
+    second: Float64 = field(init=False)
+    lowest: Float64 = field(init=False)
+    highest: Float64 = field(init=False)
 
     def __post_init__(self) -> None:
         channels = self.centre.size
@@ -52,7 +52,7 @@ class Moments:
         for start in range(0, parts, step):
             self._add(grouped[start : start + step].astype(np.float64))
 
-    def _add(self, x: Array) -> None:
+    def _add(self, x: Float64) -> None:
         self.lowest = np.minimum(self.lowest, x.min((0, 1, 3)))
         self.highest = np.maximum(self.highest, x.max((0, 1, 3)))
         x -= self.centre[:, None]
@@ -63,7 +63,7 @@ class Moments:
         self.second += weight**2 * np.einsum("inc,jnc->ijc", e, e)
         self.examples += len(x)
 
-    def scaled(self, factor: Array, centre: Array) -> Moments:
+    def scaled(self, factor: Float64, centre: Float64) -> Moments:
         """The moments of `factor·(x − centre of x) + centre`, `(C,)` both."""
         power = np.stack([np.ones_like(factor), factor, factor**2])
         result = Moments(centre, self.examples)
@@ -74,33 +74,33 @@ class Moments:
         return result
 
     @property
-    def offset(self) -> Array:
+    def offset(self) -> Float64:
         """`(C,)`: mean − centre."""
         return np.asarray(self.first[1] / self.first[0])
 
     @property
-    def mean(self) -> Array:
+    def mean(self) -> Float64:
         """`(C,)`: the mean of everything seen."""
         return self.centre + self.offset
 
     @property
-    def var(self) -> Array:
+    def var(self) -> Float64:
         """`(C,)`: the variance of everything seen, not below 0."""
         return np.asarray(np.maximum(self.first[2] / self.first[0] - self.offset**2, 0.0))
 
     @property
-    def mean_error(self) -> Array:
+    def mean_error(self) -> Float64:
         """`(C,)`: the standard error of the mean; infinite for fewer than two examples."""
         one = np.ones_like(self.offset)
         return self._error(np.stack([-self.offset, one, 0 * one]))
 
     @property
-    def var_error(self) -> Array:
+    def var_error(self) -> Float64:
         """`(C,)`: the standard error of the variance; infinite for fewer than two examples."""
         one = np.ones_like(self.offset)
         return self._error(np.stack([self.offset**2 - self.var, -2 * self.offset, one]))
 
-    def _error(self, u: Array) -> Array:
+    def _error(self, u: Float64) -> Float64:
         if self.examples < 2:
             return np.full(self.centre.size, np.inf)
         square = np.einsum("ic,ijc,jc->c", u, self.second, u).clip(0.0)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bnfold import runtime
-from bnfold.affine import Array
+from bnfold.arrays import Array, Float64
 from bnfold.audit.data import Data
 from bnfold.audit.health import Mask, dead_gamma
 from bnfold.audit.moments import Moments
@@ -25,7 +24,7 @@ from bnfold.folding.frozen import Frozen, frozen_nodes, recorded
 from bnfold.graph import annotate, dtype, label, shape
 
 Side = Literal["x", "y"]
-Outputs = Mapping[str, npt.NDArray[Any]]
+Outputs = Mapping[str, Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +52,7 @@ class Site:
         factor = np.where(self.live, 1.0 / np.where(self.live, self.frozen.scale, 1.0), 0.0)
         return seen.scaled(factor, self.frozen.mean)
 
-    def highest_output(self, seen: Moments) -> Array:
+    def highest_output(self, seen: Moments) -> Float64:
         """`(C,)`: the largest y that was seen."""
         if self.side == "y":
             return seen.highest

@@ -20,7 +20,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.affine import Array
+from bnfold.arrays import Float64
 from bnfold.audit.data import Data
 from bnfold.audit.health import dead_gamma
 from bnfold.audit.moments import Moments
@@ -161,7 +161,7 @@ def _registered(tensor: ir.TensorProtocol, name: str, graph: ir.Graph) -> ir.Val
     return value
 
 
-def _stored(array: Array, kind: ir.DataType, name: str) -> ir.TensorProtocol:
+def _stored(array: Float64, kind: ir.DataType, name: str) -> ir.TensorProtocol:
     with np.errstate(over="ignore"):
         narrow = array.astype(kind.numpy())
     if not np.isfinite(narrow.astype(np.float64)).all():

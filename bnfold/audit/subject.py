@@ -9,7 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from bnfold.audit.data import Array, Data, Given
+from bnfold.arrays import Array
+from bnfold.audit.data import Data, Given
 from bnfold.audit.findings import AuditFinding
 from bnfold.audit.moments import Moments
 from bnfold.audit.observe import Outputs, Site, Unobserved

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bnfold import runtime
+from bnfold.arrays import Array
 from bnfold.errors import ModelError, RejectedError
 from bnfold.exporting.dynamic import BATCH, Axes
 from bnfold.models.weights import first_line
 from bnfold.verify.compare import Noises, measure
 
 Tensors = Mapping[str, Tensor]
-Arrays = list[np.ndarray[Any, Any]]
+Arrays = list[Array]
 
 RUNS = 3
 """Evaluations with perturbed weights."""
@@ -139,7 +140,7 @@ def _outputs(module: nn.Module, sample: Tensors) -> Arrays | None:
     return [_array(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+def _array(tensor: Tensor) -> Array:
     tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:
         import ml_dtypes

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from bnfold.affine import Array
+from bnfold.arrays import Float64
 from bnfold.derived import Derived
 from bnfold.folding.numbering import Numbering
 from bnfold.folding.walk import Emission, Plan
@@ -141,7 +141,7 @@ def _emit(emission: Emission, plan: Plan, labels: dict[ir.Value, str], names: Na
     assert kind is not None
     current, nodes = emission.value, []
     stem = emission.value.name or "value"
-    parts: list[tuple[str, Array, bool]] = [
+    parts: list[tuple[str, Float64, bool]] = [
         ("Mul", emission.affine.scale, emission.affine.scales),
         ("Add", emission.affine.shift, emission.affine.shifts),
     ]
@@ -168,7 +168,7 @@ def _emit(emission: Emission, plan: Plan, labels: dict[ir.Value, str], names: Na
     return nodes
 
 
-def _trimmed(array: Array) -> Array:
+def _trimmed(array: Float64) -> Float64:
     """Drop leading axes of size 1, which broadcasting puts back."""
     leading = next((axis for axis, size in enumerate(array.shape) if size != 1), array.ndim)
     return array.reshape(array.shape[leading:])

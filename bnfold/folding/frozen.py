@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.affine import Array
+from bnfold.arrays import Float64
 from bnfold.graph import BATCH_NORM, const, is_op, label
 from bnfold.graph.constants import attr
 
@@ -35,10 +35,10 @@ class Frozen:
     name: str
     input: str
     output: str
-    gamma: Array
-    beta: Array
-    mean: Array
-    var: Array
+    gamma: Float64
+    beta: Float64
+    mean: Float64
+    var: Float64
     epsilon: float = EPSILON
 
     @property
@@ -46,7 +46,7 @@ class Frozen:
         return int(self.mean.size)
 
     @property
-    def scale(self) -> Array:
+    def scale(self) -> Float64:
         """`(C,)`: gamma/√(var + epsilon), by which an x becomes a y."""
         with np.errstate(all="ignore"):
             return np.asarray(self.gamma / np.sqrt(self.var + self.epsilon))
@@ -136,7 +136,7 @@ def _decoded(entry: Mapping[str, Any]) -> Frozen:
     return Frozen(*names, gamma, beta, mean, var, float(entry["epsilon"]))
 
 
-def _values(value: ir.Value | None) -> Array | None:
+def _values(value: ir.Value | None) -> Float64 | None:
     found = const(value)
     if found is None and value is not None and value.const_value is not None:
         found = value.const_value.numpy()

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
+
+from bnfold.arrays import Array
 
 # What Python and numpy raise where an operator contradicts its operands.
 FAULTS = (ArithmeticError, LookupError, MemoryError, TypeError, ValueError)
@@ -30,34 +31,34 @@ def attr(node: ir.Node, name: str, default: Any) -> Any:
     return found.value
 
 
-def _axes(node: ir.Node, rest: list[npt.NDArray[Any]]) -> tuple[int, ...]:
+def _axes(node: ir.Node, rest: list[Array]) -> tuple[int, ...]:
     if rest:
         return tuple(int(axis) for axis in rest[0])
     return tuple(attr(node, "axes", ()))
 
 
-def _unsqueezed(node: ir.Node, x: npt.NDArray[Any], *rest: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _unsqueezed(node: ir.Node, x: Array, *rest: Array) -> Array:
     return np.expand_dims(x, _axes(node, list(rest)))
 
 
-def _squeezed(node: ir.Node, x: npt.NDArray[Any], *rest: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _squeezed(node: ir.Node, x: Array, *rest: Array) -> Array:
     return np.squeeze(x, _axes(node, list(rest)) or None)
 
 
-def _reshaped(node: ir.Node, x: npt.NDArray[Any], *rest: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _reshaped(node: ir.Node, x: Array, *rest: Array) -> Array:
     target = [int(size) for size in (rest[0] if rest else attr(node, "shape", ()))]
     if not attr(node, "allowzero", 0):
         target = [x.shape[axis] if size == 0 else size for axis, size in enumerate(target)]
     return x.reshape(target)
 
 
-def _filled(node: ir.Node, size: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _filled(node: ir.Node, size: Array) -> Array:
     fill = attr(node, "value", None)
     fill = np.zeros(1, np.float32) if fill is None else fill.numpy()
     return np.full([int(n) for n in size], fill.reshape(()), dtype=fill.dtype)
 
 
-def _sliced(node: ir.Node, x: npt.NDArray[Any], *rest: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+def _sliced(node: ir.Node, x: Array, *rest: Array | None) -> Array:
     given = list(rest) if rest else [attr(node, name, None) for name in ("starts", "ends", "axes")]
     starts, ends, axes, steps = ([*given, None, None])[:4]
     assert starts is not None and ends is not None
@@ -68,21 +69,21 @@ def _sliced(node: ir.Node, x: npt.NDArray[Any], *rest: npt.NDArray[Any] | None) 
     return x[tuple(parts)]
 
 
-def _flattened(node: ir.Node, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _flattened(node: ir.Node, x: Array) -> Array:
     axis = attr(node, "axis", 1)
     axis += x.ndim if axis < 0 else 0
     return x.reshape(math.prod(x.shape[:axis]), -1)
 
 
-def _parts(node: ir.Node, x: npt.NDArray[Any], *rest: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+def _parts(node: ir.Node, x: Array, *rest: Array) -> tuple[Array, ...]:
     axis, count = attr(node, "axis", 0), len(node.outputs)
     even = -(-x.shape[axis] // count)
     sizes = rest[0] if rest else attr(node, "split", None) or [even] * (count - 1)
     return tuple(np.split(x, np.cumsum(sizes)[: count - 1], axis=axis))
 
 
-def _reduce(function: Callable[..., npt.NDArray[Any]]) -> Callable[..., npt.NDArray[Any]]:
-    def reduced(node: ir.Node, x: npt.NDArray[Any], *rest: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _reduce(function: Callable[..., Array]) -> Callable[..., Array]:
+    def reduced(node: ir.Node, x: Array, *rest: Array) -> Array:
         axes = _axes(node, list(rest))
         if not axes and attr(node, "noop_with_empty_axes", 0):
             return x
@@ -93,8 +94,8 @@ def _reduce(function: Callable[..., npt.NDArray[Any]]) -> Callable[..., npt.NDAr
 
 
 def _quantized(
-    node: ir.Node, x: npt.NDArray[Any], step: npt.NDArray[Any], *zero: npt.NDArray[Any]
-) -> npt.NDArray[Any]:
+    node: ir.Node, x: Array, step: Array, *zero: Array
+) -> Array:
     """QuantizeLinear per tensor or axis, rounding halves to even and saturating."""
     kind = zero[0].dtype if zero else np.dtype(np.uint8)
     if kind not in (np.dtype(np.int8), np.dtype(np.uint8)) or attr(node, "block_size", 0):
@@ -102,18 +103,18 @@ def _quantized(
     along = [-1 if k == attr(node, "axis", 1) % x.ndim else 1 for k in range(x.ndim)] if step.size > 1 else [1] * x.ndim
     codes = np.rint(x / step.reshape(along)) + (zero[0].reshape(along).astype(x.dtype) if zero else 0)
     limits = np.iinfo(kind)
-    result: npt.NDArray[Any] = np.clip(codes, limits.min, limits.max).astype(kind)
+    result: Array = np.clip(codes, limits.min, limits.max).astype(kind)
     return result
 
 
 def _dequantized(
-    node: ir.Node, q: npt.NDArray[Any], step: npt.NDArray[Any], *zero: npt.NDArray[Any]
-) -> npt.NDArray[Any]:
+    node: ir.Node, q: Array, step: Array, *zero: Array
+) -> Array:
     """A dequantized vector, such as a bias; what has more axes is a weight and stays quantized."""
     if q.ndim > 1 or attr(node, "block_size", 0):
         return np.array(None)
     centred = q.astype(np.int64) - (zero[0].astype(np.int64) if zero else 0)
-    result: npt.NDArray[Any] = centred.astype(step.dtype) * (step.reshape(()) if step.size == 1 else step)
+    result: Array = centred.astype(step.dtype) * (step.reshape(()) if step.size == 1 else step)
     return result
 
 
@@ -159,8 +160,8 @@ _BROADCASTS = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where")
 
 
 def evaluated(
-    node: ir.Node, arrays: list[npt.NDArray[Any] | None], index: int, limit: int
-) -> npt.NDArray[Any] | None:
+    node: ir.Node, arrays: list[Array | None], index: int, limit: int
+) -> Array | None:
     """Return output `index` of a node on constant operands, or None if that is unknown or larger than `limit` bytes."""
     if node.op_type in _BROADCASTS and ("broadcast" in node.attributes or "axis" in node.attributes):
         return None  # as before opset 7
@@ -175,7 +176,7 @@ def evaluated(
     return None if array.dtype == object else array
 
 
-def _elements(op_type: str, arrays: list[npt.NDArray[Any]]) -> float:
+def _elements(op_type: str, arrays: list[Array]) -> float:
     """The number of elements that the result of an operator has at most."""
     if op_type in ("ConstantOfShape", "Expand"):
         return float(np.prod(arrays[-1], dtype=np.float64))

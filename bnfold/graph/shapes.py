@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
+from bnfold.arrays import Array
 from bnfold.graph.access import Op, Shape, bodies, dtype, noted, shape, tensor
 from bnfold.graph.constants import EVALUATE, FAULTS
 
@@ -61,7 +61,7 @@ class Size:
         return Size(1, (f"({self}{sign}{other})",))
 
 
-Contents = npt.NDArray[Any]  # of Size
+Contents = Array  # of Size
 
 
 def refine(graph: ir.Graph) -> None:
@@ -241,7 +241,7 @@ def _scalar(size: Size) -> Contents:
     return np.asarray(size, dtype=object)
 
 
-def _evaluate(op: Op, held: list[Any], rest: list[npt.NDArray[Any]]) -> Any:
+def _evaluate(op: Op, held: list[Any], rest: list[Array]) -> Any:
     if op.type == "Cast":
         return held[0] if ir.DataType(op.attr("to", 1)).is_integer() else np.array(None)
     if op.type == "Div":

@@ -15,18 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold import graph
+from bnfold.arrays import Array
 from bnfold.errors import InputError, UsageError
 from bnfold.inputs import sizes
 from bnfold.inputs.isolated import Prober
 from bnfold.inputs.kinds import ORDER, draw
 from bnfold.inputs.sizes import Dims
 from bnfold.io import source_path
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

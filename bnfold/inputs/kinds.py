@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from bnfold.arrays import Array
 from bnfold.graph import BATCH_NORM, is_op
 
-Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
 # Sixteen samples: 6 normal, 3 mixed scales, 2 uniform and one of each other kind; ordered so that few are diverse.

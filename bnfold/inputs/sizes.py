@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold import graph
+from bnfold.arrays import Array
 from bnfold.errors import InputError
 
-Array = npt.NDArray[Any]
 Dims = Mapping[str, int]
 # Runs the model at these sizes and returns which share of its outputs says something, or why it refuses.
 Attempt = Callable[[Dims], float | str]

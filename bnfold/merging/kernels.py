@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.affine import Array
+from bnfold.arrays import Float64
 from bnfold.merging.costs import Cost
 
 Ints = tuple[int, ...]
@@ -90,10 +90,10 @@ class Kernel:
     """One linear layer, y = W⊛x + b: weight [out, in/groups, taps…] and bias [out], in float64."""
 
     form: Form
-    weight: Array
-    bias: Array
+    weight: Float64
+    bias: Float64
 
-    def then(self, scale: Array, shift: Array) -> Kernel:
+    def then(self, scale: Float64, shift: Float64) -> Kernel:
         """Return the layer with an affine of its output channels applied; both are vectors of size 1 or `outs`."""
         wide = scale.reshape(-1, *(1,) * (self.weight.ndim - 1))
         return replace(self, weight=wide * self.weight, bias=scale * self.bias + shift)
@@ -111,7 +111,7 @@ class Kernel:
         return Kernel(replace(form, groups=groups), wide, self.bias)
 
 
-def pointwise(form: Form, scale: Array, shift: Array) -> Kernel:
+def pointwise(form: Form, scale: Float64, shift: Float64) -> Kernel:
     """Return an affine of the channels as a kernel of one tap, for the spatial axes of `form`; vectors as in `then`."""
     ones, zeros = (1,) * len(form.stride), (0,) * len(form.stride)
     channels = form.ins

@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.affine import IDENTITY, Array
+from bnfold.affine import IDENTITY
+from bnfold.arrays import Float64
 from bnfold.derived import Derived, foldable_dtype
 from bnfold.folding.commit import Names, constant
 from bnfold.graph import Op, dtype, is_op, label, note
@@ -59,7 +60,7 @@ class Layer:
             return Kernel(form, np.full((form.outs, 1, *form.taps), 1.0 / math.prod(form.taps)), np.zeros(form.outs))
         held, gemm = op.const(1 - self.slot), op.type == "Gemm"
         assert held is not None
-        weight: Array = held
+        weight: Float64 = held
         bias, added = np.zeros(form.outs), op.const(2)
         if added is not None:
             bias += added.reshape(-1) * (float(op.attr("beta", 1.0)) if gemm else 1.0)
@@ -240,7 +241,7 @@ def write(
     assert isinstance(graph, ir.Graph)
     stem = label(host.node)
 
-    def hold(array: Array, what: str) -> ir.Value:
+    def hold(array: Float64, what: str) -> ir.Value:
         content = Derived(np.ascontiguousarray(array), host.dtype)
         return constant(content, names.fresh(f"{stem}_merged_{what}"), graph)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from bnfold.affine import IDENTITY, Affine, Array
+from bnfold.affine import IDENTITY, Affine
+from bnfold.arrays import Float64
 from bnfold.graph import Op
 from bnfold.merging.costs import Cost
 from bnfold.merging.kernels import Form, Kernel, pointwise
@@ -106,7 +107,7 @@ def _identity(form: Form) -> Kernel:
     return pointwise(form, IDENTITY.scale, IDENTITY.shift)
 
 
-def _vectors(affine: Affine, host: Layer) -> tuple[Array, Array] | None:
+def _vectors(affine: Affine, host: Layer) -> tuple[Float64, Float64] | None:
     """Return scale and shift as vectors along the host's channels, or None where they vary along other axes."""
     spatial = len(host.form.stride)
     rank = spatial + 2 if spatial else max(-host.axis, len(affine.shape))

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.affine import Affine, Array, ranked
+from bnfold.affine import Affine, ranked
+from bnfold.arrays import Float64
 from bnfold.graph import Op
 from bnfold.rules.base import Facts, Outcome, Reason, Refusal, Rule, Step
 from bnfold.rules.bilinear import softmax_over
@@ -59,18 +60,18 @@ def _equation(op: Op) -> Equation | Refusal:
     return Equation((terms[0], terms[1]), terms[2])
 
 
-def _follow(a: Array, source: str, target: str) -> Array:
+def _follow(a: Float64, source: str, target: str) -> Float64:
     """Bring coefficients along the labels `source`, uniform along those that `target` lacks, to those of `target`."""
     a = ranked(a, len(source))
     order = [source.index(label) for label in target if label in source]
     rest = [axis for axis in range(len(source)) if axis not in order]
     kept = np.transpose(a, rest + order)[(0,) * len(rest)]
     sizes = dict(zip((label for label in target if label in source), kept.shape, strict=True))
-    shaped: Array = kept.reshape([sizes.get(label, 1) for label in target])
+    shaped: Float64 = kept.reshape([sizes.get(label, 1) for label in target])
     return shaped
 
 
-def _following(source: str, target: str) -> Callable[[Array], Array]:
+def _following(source: str, target: str) -> Callable[[Float64], Float64]:
     return lambda a: _follow(a, source, target)
 
 
@@ -88,11 +89,11 @@ def _view(op: Op) -> View | Refusal:
     if any(label not in y and sizes.get(label, 1) == 1 != _size(op, 1 - slot, x, label) for label in x):
         return Refusal(Reason.AXIS, detail="Einsum sums an axis that the constant lacks").on(op.output())
 
-    def respond(t: Array) -> Array:
+    def respond(t: Float64) -> Float64:
         t = ranked(t, len(x))
         full = np.broadcast_to(t, [max(size, sizes.get(label, 1)) for size, label in zip(t.shape, x, strict=True)])
         operands = (full, held.values()) if slot == 1 else (held.values(), full)
-        response: Array = np.einsum(str(equation), *operands)
+        response: Float64 = np.einsum(str(equation), *operands)
         return response
 
     return View(

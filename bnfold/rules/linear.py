@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.affine import Affine, Array, ranked
+from bnfold.affine import Affine, ranked
+from bnfold.arrays import Float64
 from bnfold.graph import Op, derive, tensor
 from bnfold.rules.base import Edit, Facts, Judgement, Outcome, Reason, Refusal, Rule, Step, Table, unless_varying
 from bnfold.rules.padding import reaches_over
@@ -38,10 +39,10 @@ class View:
     y_rank: int
     x_axes: frozenset[int]
     y_axes: frozenset[int]
-    out: Callable[[Array], Array]
-    into: Callable[[Array], Array]
-    respond: Callable[[Array], Array]
-    bias: Callable[[Array], Array] | None = None
+    out: Callable[[Float64], Float64]
+    into: Callable[[Float64], Float64]
+    respond: Callable[[Float64], Float64]
+    bias: Callable[[Float64], Float64] | None = None
     bias_slot: int = 2
     bias_shape: tuple[int, ...] = ()
     bordered: bool = False
@@ -149,22 +150,22 @@ def _convolution(op: Op) -> View | Refusal:
     dims, groups, transposed = held.shape, int(op.attr("group", 1)), op.type == "ConvTranspose"
     rank, major, minor, taps = len(dims), dims[0] // groups, dims[1], math.prod(dims[2:])
 
-    def along_major(a: Array) -> Array:
+    def along_major(a: Float64) -> Float64:
         return a.reshape([-1] + [1] * (rank - 1))
 
-    def along_minor(a: Array) -> Array:
+    def along_minor(a: Float64) -> Float64:
         if a.size == 1:
             return a.reshape([1] * rank)
         rows = 1 if groups == 1 else major
         spread = np.broadcast_to(a.reshape(groups, 1, minor), (groups, rows, minor))
         return spread.reshape([groups * rows, minor] + [1] * (rank - 2))
 
-    def respond(t: Array) -> Array:
+    def respond(t: Float64) -> Float64:
         blocks = held.values().reshape(groups, major, minor, taps).sum(axis=3)
         if transposed:
             blocks = blocks.transpose(0, 2, 1)
         vector = np.broadcast_to(t.reshape(-1), (groups * blocks.shape[2],)).reshape(groups, -1, 1)
-        response: Array = np.matmul(blocks, vector)
+        response: Float64 = np.matmul(blocks, vector)
         return response.reshape([1, -1] + [1] * (rank - 2))
 
     pads = any(op.attr("pads", ()) or ()) if transposed else reaches_over(op, dims[2:])
@@ -200,23 +201,23 @@ def _product(op: Op) -> View | Refusal:
     x_flip = gemm and bool(op.attr("transA" if slot == 1 else "transB", 0))
     alpha = float(op.attr("alpha", 1.0)) if gemm else 1.0
 
-    def swapped(a: Array) -> Array:
+    def swapped(a: Float64) -> Float64:
         return np.swapaxes(ranked(a, max(a.ndim, 2)), -1, -2)
 
-    def out(a: Array) -> Array:
+    def out(a: Float64) -> Float64:
         return ranked(swapped(a) if w_flip else a, len(dims))
 
-    def into(a: Array) -> Array:
+    def into(a: Float64) -> Float64:
         # x's contracted axis is the last for a constant on the right, the one before for a constant on the left
         upright = swapped(a) if x_flip else a
         return ranked(upright if w_flip else swapped(upright), len(dims))
 
-    def respond(t: Array) -> Array:
+    def respond(t: Float64) -> Float64:
         matrix = swapped(held.values()) if w_flip else held.values()
         shift = swapped(ranked(t, x_rank)) if x_flip else ranked(t, x_rank)
         inner = matrix.shape[-2] if slot == 1 else matrix.shape[-1]
         if slot == 1:
-            response: Array = np.matmul(np.broadcast_to(shift, (*shift.shape[:-1], inner)), matrix)
+            response: Float64 = np.matmul(np.broadcast_to(shift, (*shift.shape[:-1], inner)), matrix)
         else:
             response = np.matmul(matrix, np.broadcast_to(shift, (*shift.shape[:-2], inner, shift.shape[-1])))
         return alpha * response
@@ -241,17 +242,17 @@ def _vector_product(held: Weight, slot: int, x_rank: int, y_rank: int) -> View:
     mine = 0 if vector else len(held.shape) - (2 if slot == 1 else 1)
     kept = frozenset() if vector else frozenset(range(y_rank))
 
-    def onto(a: Array, axis: int) -> Array:
+    def onto(a: Float64, axis: int) -> Float64:
         return a.reshape([-1 if k == axis else 1 for k in range(len(held.shape))])
 
-    def out(a: Array) -> Array:
+    def out(a: Float64) -> Float64:
         # All axes of the constant but the contracted one are those of y, in order.
         return ranked(a, 1).reshape(1) if vector else np.expand_dims(ranked(a, y_rank), mine)
 
-    def respond(t: Array) -> Array:
+    def respond(t: Float64) -> Float64:
         t = ranked(t, x_rank)
         full = np.broadcast_to(t, [held.shape[mine] if k == contracted else n for k, n in enumerate(t.shape)])
-        response: Array = np.asarray(np.matmul(full, held.values()) if slot == 1 else np.matmul(held.values(), full))
+        response: Float64 = np.asarray(np.matmul(full, held.values()) if slot == 1 else np.matmul(held.values(), full))
         return response
 
     return View(

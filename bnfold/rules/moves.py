@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.affine import Affine, Array, ranked
+from bnfold.affine import Affine, ranked
+from bnfold.arrays import Float64
 from bnfold.graph import Op, Shape
 from bnfold.rules.base import Facts, Outcome, Reason, Refusal, Rule, Step, Table
 from bnfold.rules.tracing import Untraceable, known, regroup, sized
@@ -26,8 +27,8 @@ class Move:
     `backward` is given the value that dropped elements take: one in a scale, zero in a shift.
     """
 
-    forward: Callable[[Array], Array]
-    backward: Callable[[Array, float], Array]
+    forward: Callable[[Float64], Float64]
+    backward: Callable[[Float64, float], Float64]
 
 
 # Reshape -------------------------------------------------------------------------------------------------------------

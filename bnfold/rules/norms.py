@@ -15,19 +15,20 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bnfold.affine import Array, ranked
+from bnfold.affine import ranked
+from bnfold.arrays import Float64
 from bnfold.graph import Op
 from bnfold.rules.base import Facts, Judgement, Outcome, Reason, Refusal, Rule, Step, Table
 from bnfold.rules.linear import View, hoisting
 from bnfold.rules.quantized import Weight, weight
 
 
-def _response(t: Array) -> Array:
+def _response(t: Float64) -> Float64:
     raise NotImplementedError("a normalization has no response to a constant input")
 
 
 def _view(op: Op, held: Weight, rank: int, axes: frozenset[int], beta: bool) -> View:
-    def onto(a: Array) -> Array:
+    def onto(a: Float64) -> Float64:
         """Bring coefficients of the output, which vary only along `axes`, to the shape of gamma."""
         kept = a.reshape([size for axis, size in enumerate(a.shape) if axis in axes])
         return ranked(kept, len(held.shape))
@@ -75,10 +76,10 @@ def _group_hoist(op: Op, demands: Facts) -> Outcome:
     if wanted.axes(rank) - {1}:
         return Refusal(Reason.AXIS, detail="GroupNormalization scales groups of channels").on(op.output())
 
-    def one_a_group(a: Array) -> Array:
+    def one_a_group(a: Float64) -> Float64:
         return a if a.shape[1] == 1 else a.reshape(a.shape[0], groups, -1, *a.shape[2:])[:, :, 0]
 
-    def uniform(a: Array) -> bool:
+    def uniform(a: Float64) -> bool:
         blocks = a.reshape(groups, -1) if a.size > 1 else a.reshape(1, 1)
         return bool(np.all(blocks == blocks[:, :1]))
 

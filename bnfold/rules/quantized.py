@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bnfold.affine import Affine, Array, ranked
+from bnfold.affine import Affine, ranked
+from bnfold.arrays import Array, Float64
 from bnfold.derived import values
 from bnfold.graph import Op, derive, overridable, tensor
 from bnfold.rules.base import Edit, Reason, Refusal
@@ -30,8 +30,8 @@ class Weight:
 
     shape: tuple[int, ...]
     dtype: ir.DataType
-    values: Callable[[], Array]
-    scaled: Callable[[Array, str], tuple[Edit, ...] | Refusal]
+    values: Callable[[], Float64]
+    scaled: Callable[[Float64, str], tuple[Edit, ...] | Refusal]
 
 
 def weight(op: Op, slot: int) -> Weight | Refusal:
@@ -73,7 +73,7 @@ def _read_elsewhere(value: ir.Value, op: Op) -> bool:
 
 
 def _stored(op: Op, slot: int, held: ir.TensorProtocol) -> Weight:
-    def scaled(scale: Array, formula: str) -> tuple[Edit, ...]:
+    def scaled(scale: Float64, formula: str) -> tuple[Edit, ...]:
         step = Affine(scale, np.zeros(()))
         edit = Edit(op.node, slot, derive(op.input(slot), step, ((), held.dtype)), formula)
         return (edit,) if step.scales else ()
@@ -94,7 +94,7 @@ def _dequantized(op: Op, slot: int, dequantize: Op) -> Weight | Refusal:
     parameters = tuple(step.shape.numpy())
     per_tensor = int(np.prod(parameters)) == 1 and not block
 
-    def spread(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def spread(array: Array) -> Array:
         """Broadcast a quantization parameter to the weight's axes, blocks repeated."""
         if per_tensor:
             return array.reshape([1] * rank)
@@ -104,12 +104,12 @@ def _dequantized(op: Op, slot: int, dequantize: Op) -> Weight | Refusal:
             return np.repeat(array, block, axis=axis).take(range(shape[axis]), axis=axis)
         return array.reshape([-1 if k == axis else 1 for k in range(rank)])
 
-    def dequantized() -> Array:
+    def dequantized() -> Float64:
         offset = 0.0 if zero is None else spread(values(zero))
-        result: Array = (values(codes) - offset) * spread(values(step))
+        result: Float64 = (values(codes) - offset) * spread(values(step))
         return result
 
-    def scaled(scale: Array, formula: str) -> tuple[Edit, ...] | Refusal:
+    def scaled(scale: Float64, formula: str) -> tuple[Edit, ...] | Refusal:
         if not np.any(scale != 1.0):
             return ()
         wide = ranked(scale, rank)
@@ -150,7 +150,7 @@ def _dequantized(op: Op, slot: int, dequantize: Op) -> Weight | Refusal:
 
 def _complemented(
     dequantize: Op, codes: ir.TensorProtocol, zero: ir.TensorProtocol | None,
-    along_codes: Array, along_parameters: Array, shape: tuple[int, ...],
+    along_codes: Float64, along_parameters: Float64, shape: tuple[int, ...],
 ) -> list[Edit]:  # fmt: skip
     """Exchange q and z with ~q and ~z where the scale is negative, and give every scale its zero point."""
     points = np.zeros((), codes.dtype.numpy()) if zero is None else zero.numpy()
@@ -161,7 +161,7 @@ def _complemented(
     return edits
 
 
-def _inverted(array: npt.NDArray[Any], where: npt.NDArray[np.bool_], dtype: ir.DataType) -> ir.TensorProtocol:
+def _inverted(array: Array, where: npt.NDArray[np.bool_], dtype: ir.DataType) -> ir.TensorProtocol:
     """Complement every bit of the integers in `where`."""
     ones = -1 if dtype.is_signed() else (1 << dtype.bitwidth) - 1
     wide = array.astype(np.int64)

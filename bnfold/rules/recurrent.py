@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bnfold.affine import Array, ranked
+from bnfold.affine import ranked
+from bnfold.arrays import Float64
 from bnfold.graph import Op
 from bnfold.rules.base import Refusal, Rule, Table
 from bnfold.rules.linear import View, sinking
@@ -23,7 +24,7 @@ def _gates(op: Op) -> View | Refusal:
         return held
     directions, rows, features = held.shape
 
-    def respond(t: Array) -> Array:
+    def respond(t: Float64) -> Float64:
         vector = np.broadcast_to(ranked(t, 3), (1, 1, features)).reshape(features)
         return np.concatenate([held.values() @ vector, np.zeros((directions, rows))], axis=1)
 

@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from bnfold.affine import IDENTITY, Affine, Array, along, ranked
+from bnfold.affine import IDENTITY, Affine, along, ranked
+from bnfold.arrays import Array, Float64
 from bnfold.graph import Op, Shape
 from bnfold.rules.base import Facts, Outcome, Reason, Rule, Step, Table
 from bnfold.rules.moves import Move, rule
 from bnfold.rules.tracing import Untraceable, known, sized
 
 
-def _selection(shape: Shape, axis: int, index: npt.NDArray[Any], out_axes: int) -> Move:
+def _selection(shape: Shape, axis: int, index: Array, out_axes: int) -> Move:
     """Take positions `index` of one axis, whose place `out_axes` axes of the output take."""
     rank = len(shape)
 
-    def forward(a: Array) -> Array:
+    def forward(a: Float64) -> Float64:
         a = ranked(a, rank)
         if a.shape[axis] == 1:
             return a.reshape(a.shape[:axis] + (1,) * out_axes + a.shape[axis + 1 :])
         return np.take(a, index, axis=axis)
 
-    def backward(a: Array, fill: float) -> Array:
+    def backward(a: Float64, fill: float) -> Float64:
         a = ranked(a, rank - 1 + out_axes)
         taken = a.shape[axis : axis + out_axes]
         before, after = a.shape[:axis], a.shape[axis + out_axes :]
@@ -54,16 +53,16 @@ def _gather(op: Op) -> Move:
     if constant is not None and isinstance(data[axis], int):
         return _selection(data, axis, np.asarray(constant) % int(data[axis] or 1), len(indices))
 
-    def untaken(a: Array) -> Array:
+    def untaken(a: Float64) -> Float64:
         raise Untraceable(Reason.AXIS, "the affine varies along the axis that is indexed at run time")
 
-    def forward(a: Array) -> Array:
+    def forward(a: Float64) -> Float64:
         a = ranked(a, len(data))
         if a.shape[axis] != 1:
             return untaken(a)
         return a.reshape(a.shape[:axis] + (1,) * len(indices) + a.shape[axis + 1 :])
 
-    def backward(a: Array, fill: float) -> Array:
+    def backward(a: Float64, fill: float) -> Float64:
         a = ranked(a, len(data) - 1 + len(indices))
         end = axis + len(indices)
         return a.reshape((*a.shape[:axis], 1, *a.shape[end:])) if set(a.shape[axis:end]) <= {1} else untaken(a)
@@ -71,7 +70,7 @@ def _gather(op: Op) -> Move:
     return Move(forward, backward)
 
 
-def _cuts(op: Op) -> dict[int, npt.NDArray[Any] | None]:
+def _cuts(op: Op) -> dict[int, Array | None]:
     """The positions that a Slice takes along each of its axes; None where only a run tells."""
     shape = known(op.shape(0), "input")
     starts, ends = op.ints(1, "starts"), op.ints(2, "ends")
@@ -96,7 +95,7 @@ def _slice(op: Op) -> Move:
     ])  # fmt: skip
 
 
-def part_read(op: Op) -> Array | None:
+def part_read(op: Op) -> Float64 | None:
     """Return which elements of its input a Slice or Gather reads, as ones and zeros that broadcast against it.
 
     None stands for all of them, or any.
@@ -122,7 +121,7 @@ def part_read(op: Op) -> Array | None:
 
 
 def _unvarying(axis: int, rank: int) -> Move:
-    def check(a: Array) -> Array:
+    def check(a: Float64) -> Float64:
         if ranked(a, rank).shape[axis] != 1:
             raise Untraceable(Reason.AXIS, f"the affine varies along axis {axis}, known at run time only")
         return a
@@ -131,12 +130,12 @@ def _unvarying(axis: int, rank: int) -> Move:
 
 
 def _chain(moves: Sequence[Move]) -> Move:
-    def forward(a: Array) -> Array:
+    def forward(a: Float64) -> Float64:
         for move in moves:
             a = move.forward(a)
         return a
 
-    def backward(a: Array, fill: float) -> Array:
+    def backward(a: Float64, fill: float) -> Float64:
         for move in reversed(moves):
             a = move.backward(a, fill)
         return a
@@ -147,7 +146,7 @@ def _chain(moves: Sequence[Move]) -> Move:
 def _expand(op: Op) -> Move:
     source, target = known(op.shape(0), "input"), known(op.out_shape(), "output")
 
-    def backward(a: Array, fill: float) -> Array:
+    def backward(a: Float64, fill: float) -> Float64:
         a = ranked(a, len(target))
         extra = len(target) - len(source)
         for axis, size in enumerate(a.shape):
@@ -164,11 +163,11 @@ def _tile(op: Op) -> Move:
     if repeats is None:
         raise Untraceable(Reason.NOT_CONSTANT, "the repeats are computed at run time")
 
-    def forward(a: Array) -> Array:
+    def forward(a: Float64) -> Float64:
         a = ranked(a, len(shape))
         return np.tile(a, [n if size != 1 else 1 for n, size in zip(repeats, a.shape, strict=True)])
 
-    def backward(a: Array, fill: float) -> Array:
+    def backward(a: Float64, fill: float) -> Float64:
         a = ranked(a, len(shape))
         for axis, (n, size) in enumerate(zip(repeats, a.shape, strict=True)):
             if size == 1 or n == 1:
@@ -207,7 +206,7 @@ def concatenated(parts: Sequence[tuple[Affine, int | str | None]], axis: int, ra
     if axis not in first.axes(rank) and all(affine == first for affine, _ in parts):
         return first.at(rank)
 
-    def joined(arrays: list[Array]) -> Array:
+    def joined(arrays: list[Float64]) -> Float64:
         blocks = []
         for array, (_, size) in zip(arrays, parts, strict=True):
             array = ranked(array, rank)

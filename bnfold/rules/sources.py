@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.affine import Affine, Array, along, ranked
+from bnfold.affine import Affine, along, ranked
+from bnfold.arrays import Float64
 from bnfold.graph import BATCH_NORM, Op, is_floating, overridable
 from bnfold.rules.base import Reason, Refusal
 from bnfold.rules.fused import fused
@@ -56,7 +57,7 @@ def _batch_norm(op: Op) -> Source | Refusal:
         or any(op.used(index) for index in others)
     ):
         return Refusal(Reason.TRAINING_MODE).on(op.output())
-    parameters: list[Array] = []
+    parameters: list[Float64] = []
     for slot, name in enumerate(("gamma", "beta", "running_mean", "running_var"), start=1):
         array = op.const(slot)
         if array is None:
@@ -97,7 +98,7 @@ def _arithmetic(op: Op) -> Source | Refusal | None:
         return None
     one, zero = np.ones(()), np.zeros(())
     with np.errstate(all="ignore"):
-        laws: dict[str, tuple[Array, Array]] = {
+        laws: dict[str, tuple[Float64, Float64]] = {
             "Mul": (c, zero),
             "Div": (1.0 / c, zero),
             "Add": (one, c),

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from bnfold.affine import Array, ranked
+from bnfold.affine import ranked
+from bnfold.arrays import Float64
 from bnfold.graph import Shape
 from bnfold.rules.base import Reason, Refusal
 
@@ -73,7 +74,7 @@ def _runs(source: Shape, target: Shape) -> list[tuple[slice, slice]]:
     return runs
 
 
-def regroup(a: Array, source: Shape, target: Shape) -> Array:
+def regroup(a: Float64, source: Shape, target: Shape) -> Float64:
     """Move coefficients of a value of shape `source` to its row-major reshape `target`."""
     if a.size == 1:
         return a.reshape([1] * len(target))

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from bnfold.arrays import Array
 from bnfold.serve.errors import Refused, overloaded
 from bnfold.serve.stats import Stats, Timings
 
-Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], dict[str, Array]]
 

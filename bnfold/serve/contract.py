@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy.typing as npt
 import onnx_ir as ir
 
+from bnfold.arrays import Array
 from bnfold.errors import ModelError
 from bnfold.serve.errors import Refused
 from bnfold.serve.request import Tensor
-
-Array = npt.NDArray[Any]
 
 _FROM_ONNX: dict[ir.DataType, str] = {
     ir.DataType.FLOAT: "FP32",

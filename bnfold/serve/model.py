@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold import io, runtime
+from bnfold.arrays import Array
 from bnfold.errors import ModelError, ProviderError
 from bnfold.providers import named, short
 from bnfold.seal import certificate
@@ -23,7 +23,6 @@ from bnfold.serve.runner import Runner
 from bnfold.serve.settings import Settings
 from bnfold.serve.tensors import DTYPES, TEXT
 
-Array = npt.NDArray[Any]
 # The batch that GPUs are given by default; a CPU gains nothing from batches.
 GPU_BATCH = 32
 # An arena that grows by what is needed, where by default it doubles.

@@ -6,15 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
-
+from bnfold.arrays import Array
 from bnfold.serve.stats import Timings
 
 if TYPE_CHECKING:
     from bnfold.serve.core import Core
     from bnfold.serve.model import Model
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)

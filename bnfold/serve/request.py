@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy.typing as npt
-
-Array = npt.NDArray[Any]
+from bnfold.arrays import Array
 
 
 @dataclass(frozen=True, slots=True)

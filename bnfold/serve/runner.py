@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from bnfold import runtime
+from bnfold.arrays import Array
 from bnfold.serve.errors import INTERNAL, Refused, overloaded
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-Array = npt.NDArray[Any]
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 # What in a failed run's message says that it is not the request's fault.

@@ -17,10 +17,10 @@ from weakref import WeakKeyDictionary
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from bnfold import runtime
+from bnfold.arrays import Array
 from bnfold.errors import ModelError
 from bnfold.inputs.feeds import Sample
 from bnfold.io import load
@@ -38,7 +38,6 @@ from bnfold.verify.kernels.base import Unsupported
 from bnfold.verify.sides import OnnxReference, Run
 from bnfold.verify.trial import Expected, Trial
 
-Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
 ORIGINAL = "original.onnx"

@@ -13,11 +13,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
+from bnfold.arrays import Array
 from bnfold.serve.errors import Refused
 
-Array = npt.NDArray[Any]
 Buffer = bytes | bytearray | memoryview
 
 TEXT = "BYTES"

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.verify.kernels.base import Array, is_float
+from bnfold.arrays import Array
+from bnfold.verify.kernels.base import is_float
 from bnfold.verify.precision import underflow
 
 # Few pooled values scatter more: (from this many values on, τ).

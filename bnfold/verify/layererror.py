@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bnfold.arrays import Array
 from bnfold.verify.compare import tau
-from bnfold.verify.kernels.base import Array
 from bnfold.verify.magnitude import Bounded, gamma
 from bnfold.verify.precision import underflow
 

@@ -15,11 +15,12 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold import runtime
+from bnfold.arrays import Array
 from bnfold.errors import ModelError
 from bnfold.graph import dtype
 from bnfold.inputs.feeds import Sample
 from bnfold.providers import named
-from bnfold.verify.kernels.base import Array, Unsupported, is_float, real
+from bnfold.verify.kernels.base import Unsupported, is_float, real
 from bnfold.verify.layererror import LocalMeasure, measure
 from bnfold.verify.magnitude import bounded
 from bnfold.verify.reference import Evaluator, Observer

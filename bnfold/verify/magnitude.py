@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.verify.kernels.base import KERNELS, Array, Call, channelwise, is_float
+from bnfold.arrays import Array
+from bnfold.verify.kernels.base import KERNELS, Call, channelwise, is_float
 from bnfold.verify.kernels.norms import EPSILON
 from bnfold.verify.reference import Evaluator, attributes
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from bnfold.arrays import Array
 from bnfold.graph import shape
 from bnfold.verify.formulas import LINEAR, smallest_subnormal, stored
-from bnfold.verify.kernels.base import Array
 from bnfold.verify.magnitude import bounded
 from bnfold.verify.precision import UNIT_ROUNDOFF
 from bnfold.verify.reference import Evaluator

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from bnfold.arrays import Array
 from bnfold.verify import control
-from bnfold.verify.kernels import KERNELS, Array, Call, Unsupported, real
+from bnfold.verify.kernels import KERNELS, Call, Unsupported, real
 from bnfold.verify.kernels.base import Kernel, is_float
 
 # Widened weights are kept between runs up to this many bytes; beyond it they are widened again at each use.

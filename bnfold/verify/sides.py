@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import onnx_ir as ir
 
 from bnfold import runtime
+from bnfold.arrays import Array
 from bnfold.io import Source
-from bnfold.verify.kernels.base import Array
 from bnfold.verify.precision import UNIT_ROUNDOFF, model_unit
 from bnfold.verify.reference import Evaluator, Noise, Observer
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from bnfold.arrays import Array
 from bnfold.verify.compare import Measure, rms
-from bnfold.verify.kernels.base import Array, is_float
+from bnfold.verify.kernels.base import is_float
 from bnfold.verify.verdict import Cell, Status
 
 # Activations that clip to exactly zero: a channel that never leaves zero was never tested.

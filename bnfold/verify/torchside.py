@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold import runtime
+from bnfold.arrays import Array
 from bnfold.inputs import feeds
-from bnfold.verify.kernels.base import Array, Unsupported
+from bnfold.verify.kernels.base import Unsupported
 from bnfold.verify.reference import Observer
 from bnfold.verify.sides import Exact, Run
 

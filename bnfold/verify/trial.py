@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bnfold.arrays import Array
 from bnfold.inputs.feeds import Sample
 from bnfold.verify.compare import Measure, Noises, measure
-from bnfold.verify.kernels.base import Array, is_float
+from bnfold.verify.kernels.base import is_float
 from bnfold.verify.sides import Exact, Outputs
 
 

@@ -15,10 +15,10 @@ import tritonclient.http as web
 import tritonclient.http.aio as web_aio
 from tritonclient.utils import InferenceServerException
 
+from bnfold.arrays import Array
 from tests.serve import zoo
 from tests.serve.conftest import Server
 
-Array = np.ndarray[Any, Any]
 Answer = tuple[Array, dict[str, Any]]
 
 

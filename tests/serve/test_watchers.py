@@ -14,6 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 import bnfold
+from bnfold.arrays import Array
 from bnfold.audit import audit
 from bnfold.errors import ModelError, OutputError
 from bnfold.serve import capture as capture_module
@@ -31,7 +32,6 @@ from bnfold.serve.watchers import watchers
 from tests.conftest import conv_bn
 from tests.serve.conftest import size
 
-Array = np.ndarray[Any, Any]
 Story = Callable[[Core], Coroutine[Any, Any, None]]
 
 

@@ -5,9 +5,9 @@ reference implementation where that is exact: `delegate.DELEGATED`. An operator 
 """
 
 from bnfold.verify.kernels import delegate, elementwise, linear, moves, norms, pools, recurrent, signal
-from bnfold.verify.kernels.base import KERNELS, Array, Call, Unsupported, real
+from bnfold.verify.kernels.base import KERNELS, Call, Unsupported, real
 
 __all__ = [
-    "KERNELS", "Array", "Call", "Unsupported", "delegate", "elementwise", "linear", "moves", "norms", "pools",
+    "KERNELS", "Call", "Unsupported", "delegate", "elementwise", "linear", "moves", "norms", "pools",
     "real", "recurrent", "signal",
 ]  # fmt: skip

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from bnfold.arrays import Array
+
 Arrays = Sequence[Any]
 Kernel = Callable[["Call", Arrays], Arrays]
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.verify.kernels.base import Array, Arrays, Call, Unsupported, is_float, kernel, optional, real
+from bnfold.arrays import Array
+from bnfold.verify.kernels.base import Arrays, Call, Unsupported, is_float, kernel, optional, real
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.verify.kernels.base import Array, Arrays, Call, channelwise, kernel, optional
+from bnfold.arrays import Array
+from bnfold.verify.kernels.base import Arrays, Call, channelwise, kernel, optional
 from bnfold.verify.kernels.windows import Windows, windows
 
 # Elements of one im2col band, 1 MiB of float64: what a core's cache holds. Fewer columns than COLUMNS multiply slowly.

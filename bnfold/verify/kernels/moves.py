@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.verify.kernels.base import Array, Arrays, Call, Unsupported, kernel, optional, real
+from bnfold.arrays import Array
+from bnfold.verify.kernels.base import Arrays, Call, Unsupported, kernel, optional, real
 from bnfold.verify.kernels.delegate import delegate
 
 

@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from bnfold.verify.kernels.base import Array, Arrays, Call, Unsupported, channelwise, kernel, optional
+from bnfold.arrays import Array
+from bnfold.verify.kernels.base import Arrays, Call, Unsupported, channelwise, kernel, optional
 
 EPSILON = float(np.float32(1e-5))
 

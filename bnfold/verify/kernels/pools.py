@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from bnfold.verify.kernels.base import Array, Arrays, Call, Unsupported, kernel
+from bnfold.arrays import Array
+from bnfold.verify.kernels.base import Arrays, Call, Unsupported, kernel
 from bnfold.verify.kernels.windows import windows
 
 ALL = slice(None)

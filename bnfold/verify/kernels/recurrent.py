@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.verify.kernels.base import Array, Arrays, Call, Unsupported, kernel, optional
+from bnfold.arrays import Array
+from bnfold.verify.kernels.base import Arrays, Call, Unsupported, kernel, optional
 from bnfold.verify.kernels.elementwise import hard_sigmoid, sigmoid
 
 Activation = Callable[[Array], Any]

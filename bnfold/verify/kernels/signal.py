@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bnfold.verify.kernels.base import Array, Arrays, Call, Unsupported, kernel, optional
+from bnfold.arrays import Array
+from bnfold.verify.kernels.base import Arrays, Call, Unsupported, kernel, optional
 
 
 @kernel("DFT")

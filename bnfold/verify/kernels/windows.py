@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.verify.kernels.base import Array, Call
+from bnfold.arrays import Array
+from bnfold.verify.kernels.base import Call
 
 
 @dataclass(frozen=True)
