@@ -29,11 +29,17 @@ def shifted(images: Images, pixels: int) -> Images:
     return result
 
 
+def inverted(images: Images, share: float) -> Images:
+    """Ink and paper exchanged in this share of the images, evenly spread."""
+    chosen = np.diff(np.floor(share * np.arange(len(images) + 1))) > 0
+    return np.where(chosen[:, None, None, None], 1 - images, images)
+
+
 CORRUPTIONS: dict[str, tuple[Callable[[Images, float], Images], tuple[float, ...]]] = {
     "blurred": (blurred, (0.2, 0.4, 0.6)),
     "brightened": (lambda images, by: (images + np.float32(by)), (0.1, 0.2, 0.4)),
     "dimmed": (lambda images, to: (images * np.float32(to)), (0.8, 0.5, 0.3)),
-    "shifted": (lambda images, pixels: shifted(images, int(pixels)), (1, 2)),
-    "inverted": (lambda images, _: (1 - images), (1,)),
+    "shifted": (lambda images, pixels: shifted(images, int(pixels)), (1, 2, 3)),
+    "inverted": (inverted, (0.25, 0.5, 1)),
 }
 """By name: the change, and its strengths from the weakest to the strongest. Images are in 0 … 1."""

@@ -66,7 +66,7 @@ def test_what_happens_to_the_input_is_seen_and_ranked(digits: ir.Model, held_out
     change, strengths = CORRUPTIONS[name]
     reports = [audit(digits, feeds(change(held_out.images, by), held_out)) for by in strengths]
     scores = [report.drift.score for report in reports if report.drift is not None]
-    assert scores == sorted(scores) and scores[0] > 0.1
+    assert len(scores) == 3 and scores == sorted(scores) and len(set(scores)) == 3 and scores[0] > 0.1
     assert all(report.exit_code == 1 for report in reports)
     strongest = reports[-1]
     assert any(finding.code.value == "drifted" for finding in strongest.findings)
@@ -97,6 +97,12 @@ def test_recalibration_recovers_the_accuracy(
     again = audit(tmp_path / "new.onnx", given)
     assert again.exit_code == 0 and again.drift is not None and again.drift.score < 1e-5
     assert again.accuracy[0] == after
+
+
+def test_recalibration_turns_no_sign(digits: ir.Model, held_out: Split) -> None:
+    """Of an inverted image the new statistics make the negative of every normalised value: nothing is won by them."""
+    before, after = audit(digits, feeds(1 - held_out.images, held_out), recalibrate=True).accuracy
+    assert before is not None and after is not None and before < 0.3 and after < 0.3
 
 
 def test_recalibrated_statistics_are_those_of_one_batch_of_everything(
