@@ -65,7 +65,7 @@ _ALGEBRA = "affine derived graph rules"
 _LAYERS = f"{_ALGEBRA} folding.commit folding.report merging.costs merging.kernels merging.layers merging.terms"
 _MERGES = f"{_LAYERS} merging.surgery merging.sizes"
 
-# Importer, and all of this package that it may import, besides `arrays`. What is not named here may import what it needs.
+# Importer, and all of this package that it may import besides `arrays`. What is not named may import what it needs.
 MAY = {
     "arrays": "",
     "errors": "",
