@@ -54,7 +54,7 @@ def command(
     SOURCE is a checkpoint of `bnfold train`, or package.module:factory, which is called with the keywords and given the
     weights. Nothing in a weights file is run. The BatchNorms are audited first; see `bnfold audit`.
     """
-    from bnfold.audit.findings import codes, rejected
+    from bnfold.audit.findings import codes, lines, rejected
     from bnfold.files import check_output
 
     check_output(output)
@@ -65,8 +65,8 @@ def command(
         found.extend(finding for finding in findings if finding.code not in waived)
         if strict and found:
             raise rejected(source, found)
-        for finding in found:
-            screen.note(str(finding))
+        for line in lines(found):
+            screen.note(line)
 
     with screen.working("loading torch") as say:
         from bnfold.export import export

@@ -39,6 +39,9 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         def net(width=2, momentum=0.1):
             return nn.Sequential(nn.Conv2d(1, width, 3), nn.BatchNorm2d(width, momentum=momentum), nn.ReLU())
 
+        def deep():
+            return nn.Sequential(*(nn.BatchNorm2d(1) for _ in range(5)))
+
         def half_asleep():
             model = net().eval()
             model[1].train()
@@ -77,6 +80,14 @@ def test_what_is_not_sound_is_told(bnfold: Cli, user: Path) -> None:
     jsonschema.validate(document, schema("export"))
     assert [finding["code"] for finding in document["findings"]] == ["momentum", "never-updated"]
     assert "note: 1: momentum: momentum=0.99" in done.err and "note: 1: never-updated" in done.err
+
+
+def test_what_many_have_in_common_is_one_line(bnfold: Cli, user: Path) -> None:
+    done = bnfold("export", "shop:deep", "-o", "m.onnx", "--input", "1x1x5x5")
+    assert done.code == 0 and done.err.startswith(
+        "bnfold: note: never-updated in 5 BatchNorms (0, 1, 2 and 2 more): num_batches_tracked is 0"
+    )
+    assert done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("arguments", "says"), [

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from bnfold.errors import RejectedError, UsageError
+
+SHOWN = 3
+"""Names in one line."""
 
 
 class Code(Enum):
@@ -86,6 +89,18 @@ def codes(names: Sequence[str]) -> set[Code]:
         if name not in known:
             raise UsageError(f"no finding has the code {name!r}; the codes are {', '.join(known)}")
     return {known[name] for name in names}
+
+
+def lines(found: Sequence[AuditFinding]) -> Iterator[str]:
+    """One line a code: where it was found, what was seen there first, and the remedy."""
+    for code in dict.fromkeys(finding.code for finding in found):
+        same = [finding for finding in found if finding.code is code]
+        if len(same) == 1:
+            yield str(same[0])
+            continue
+        more = f" and {len(same) - SHOWN} more" if len(same) > SHOWN else ""
+        names = ", ".join(finding.module for finding in same[:SHOWN]) + more
+        yield f"{code.value} in {len(same)} BatchNorms ({names}): {same[0].detail}; {code.remedy}"
 
 
 def rejected(name: str, found: Sequence[AuditFinding]) -> RejectedError:
