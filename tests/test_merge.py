@@ -173,6 +173,16 @@ def test_a_merged_weight_that_leaves_its_type_is_refused() -> None:
     assert ["beyond float16's largest" in str(merge.reason) for merge in report.merges] == [True]
 
 
+def test_a_bias_of_a_product_is_told_to_broadcast_where_it_would_not_by_itself() -> None:
+    text = ("(T[N,8] x) => (T[n,c] y) { a = MatMul(x, w[8,8])  b = BN(a, A.8, is_test=1)  d = MatMul(x, v[8,8])"
+            "  e = Add(b, d)  y = Relu(e) }")  # fmt: skip
+    model = build(text, dtype="double", opset=6)
+    result, _ = rewritten(model)
+    inputs = feeds(model, 0)
+    assert operators(result) == ["MatMul", "Add", "Relu"]
+    np.testing.assert_allclose(exact(result, inputs)["y"], exact(model, inputs)["y"], rtol=2.0**-46, atol=2.0**-46)
+
+
 def test_an_addition_that_aligns_its_operands_by_an_attribute_is_no_plain_sum() -> None:
     text = image(f"a = Conv {SAME} (x, w[4,4,3,3])  b = Conv(x, v[4,4,1,1])  c = Add <broadcast = 1, axis = 0> (a, z)"
                  "  d = Add(c, b)  y = Relu(d)", x="T[2,4,8,8] x, T[2] z")  # fmt: skip

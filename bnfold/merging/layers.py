@@ -188,7 +188,8 @@ def _left_dims(op: Op) -> Ints | None:
 
     The channels are then the last axis but one, and there must be one.
     """
-    held = op.tensor(0) if op.type == "MatMul" else None
+    # Before opset 7 its bias, a column, could not be added.
+    held = op.tensor(0) if op.type == "MatMul" and op.opset >= 7 else None
     dims = () if held is None else tuple(int(size) for size in held.shape.numpy())
     return dims if len(dims) == 2 and len(op.shape(1) or ()) >= 2 else None
 
@@ -265,7 +266,9 @@ def write(
         else:
             operands = [hold(weight, "weight"), x] if host.slot else [x, hold(weight.T, "weight")]
             nodes = [ir.Node("", "MatMul", operands)]
-            nodes += [ir.Node("", "Add", [nodes[0].outputs[0], operand]) for operand in bias]
+            # Before opset 7 an addition repeats its operand only if told to, and then along the last axes.
+            told = [ir.AttrInt64("broadcast", 1)] if Op(host.node).opset < 7 else []
+            nodes += [ir.Node("", "Add", [nodes[0].outputs[0], operand], told) for operand in bias]
     for node in nodes:
         node.name = names.fresh(f"{stem}_merged")
         node.outputs[0].name = names.fresh(f"{stem}_merged_output")
