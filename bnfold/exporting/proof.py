@@ -58,29 +58,50 @@ def prove(model: ir.Model, module: nn.Module, examples: Tensors, axes: Axes, lab
     doubt = _unrepeatable(module, examples)
     if doubt is not None:
         return Proof(0.0, 0, doubt)
+    # Sizes that the module does not take are not compared.
+    taken = [(sample, o) for sample in _samples(examples, axes) if (o := _outputs(module, sample)) is not None]
+    samples, own = [sample for sample, _ in taken], [o for _, o in taken]
     try:
-        exact = _exact(module)
-        noisy = [_perturbed(exact, module, seed) for seed in range(RUNS)]
-    except Exception as error:
-        return Proof(0.0, 0, f"it can't be copied in float64 ({first_line(error)})")
-    try:
-        session = runtime.session(model, optimize=False)
+        given = _exported(model, samples, label)
     except ModelError as error:
         return Proof(0.0, 0, f"{error}")
-    worst, count = 0.0, 0
-    for sample in _samples(examples, axes):
-        o = _outputs(module, sample)
-        if o is None:
-            continue  # not a size that the module takes
-        wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in sample.items()}
-        y, *changed = (_outputs(part, wide) or _outputs(part, sample) or o for part in (exact, *noisy))
-        try:
-            c = list(runtime.run(session, {name: _array(tensor) for name, tensor in sample.items()}).values())
-        except ModelError as error:
-            raise RejectedError(f"{label}: the exported model fails where the module does not: {error}") from error
-        worst = max(worst, _held(y, o, c, changed, [str(v.name) for v in model.graph.outputs], sample, label))
-        count += 1
-    return Proof(worst, count)
+    try:
+        exact, *changed = _in_float64(module, samples, own)
+    except Exception as error:
+        return Proof(0.0, 0, f"it can't be copied in float64 ({first_line(error)})")
+    names = [str(value.name) for value in model.graph.outputs]
+    worst = max(
+        _held(y, o, c, z, names, sample, label)
+        for sample, o, c, y, *z in zip(samples, own, given, exact, *changed, strict=True)
+    )
+    return Proof(worst, len(samples))
+
+
+def _exported(model: ir.Model, samples: Sequence[Tensors], label: str) -> list[Arrays]:
+    """What the exported model computes of each sample. Raises `ModelError` where no session can be made of it."""
+    session = runtime.session(model, optimize=False)
+    try:
+        feeds = [{name: _array(tensor) for name, tensor in sample.items()} for sample in samples]
+        return [list(runtime.run(session, feed).values()) for feed in feeds]
+    except ModelError as error:
+        raise RejectedError(f"{label}: the exported model fails where the module does not: {error}") from error
+
+
+def _in_float64(module: nn.Module, samples: Sequence[Tensors], own: Sequence[Arrays]) -> list[list[Arrays]]:
+    """What the module computes of each sample in float64, and `RUNS` times with perturbed weights.
+
+    One copy serves them all, since a module may be large; where it does not take float64 its `own` outputs stand in.
+    """
+    part = _exact(module)
+    found = []
+    for seed in (None, *range(RUNS)):
+        if seed is not None:
+            _perturb(part, module, seed)
+        wide = [{n: t.double() if t.is_floating_point() else t for n, t in sample.items()} for sample in samples]
+        found.append([
+            _outputs(part, w) or _outputs(part, sample) or o for w, sample, o in zip(wide, samples, own, strict=True)
+        ])  # fmt: skip
+    return found
 
 
 def _held(
@@ -159,18 +180,17 @@ def _exact(module: nn.Module) -> nn.Module:
     return result
 
 
-def _perturbed(exact: nn.Module, module: nn.Module, seed: int) -> nn.Module:
-    """A copy whose weights are each off by a random share of the unit roundoff that the module stores them with."""
+def _perturb(part: nn.Module, module: nn.Module, seed: int) -> None:
+    """Give the copy the module's weights, each off by a random share of the unit roundoff that it is stored with."""
     generator = torch.Generator().manual_seed(seed)
-    result = copy.deepcopy(exact)
     stored = module.state_dict()
+    part.load_state_dict(stored)
     with torch.no_grad():
-        for name, tensor in result.state_dict().items():
+        for name, tensor in part.state_dict().items():
             if tensor.is_floating_point():
                 unit = torch.finfo(stored[name].dtype).eps / 2
                 draw = 2 * torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) - 1
-                tensor.mul_(1 + unit * draw.to(tensor.device))
-    return result
+                tensor.mul_(draw.mul_(unit).add_(1).to(tensor.device))
 
 
 def _unrepeatable(module: nn.Module, examples: Tensors) -> str | None:
