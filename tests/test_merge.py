@@ -173,6 +173,15 @@ def test_a_merged_weight_that_leaves_its_type_is_refused() -> None:
     assert ["beyond float16's largest" in str(merge.reason) for merge in report.merges] == [True]
 
 
+def test_a_pool_that_gives_nothing_stays_what_it_is() -> None:
+    """Its window is larger than the image: ONNX Runtime lets a pool have no output there, a convolution not."""
+    text = image("d = Conv(x, w[4,4,1,1])  y = AveragePool <kernel_shape = [{0},{0}]> (d)", x="T[N,4,2,2] x")
+    for taps, left in ((3, ["Conv", "AveragePool"]), (2, ["AveragePool", "Conv"])):
+        model = build(text.replace("{0}", str(taps)))
+        assert operators(rewritten(model)[0]) == left
+        at_runtime(rewritten(model)[0], feeds(model, 0))
+
+
 def test_a_bias_of_a_product_is_told_to_broadcast_where_it_would_not_by_itself() -> None:
     text = ("(T[N,8] x) => (T[n,c] y) { a = MatMul(x, w[8,8])  b = BN(a, A.8, is_test=1)  d = MatMul(x, v[8,8])"
             "  e = Add(b, d)  y = Relu(e) }")  # fmt: skip

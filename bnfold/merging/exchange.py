@@ -18,7 +18,7 @@ from bnfold.folding.commit import Names
 from bnfold.folding.report import Merge
 from bnfold.graph import Op, label, note, shape
 from bnfold.merging.costs import Cost
-from bnfold.merging.layers import Layer, range_fault, read, write
+from bnfold.merging.layers import Layer, gives_nothing, range_fault, read, write
 from bnfold.merging.sequential import BIASED, priced
 from bnfold.merging.sizes import Sizes
 from bnfold.merging.surgery import take_over
@@ -61,7 +61,7 @@ def _averaged(node: ir.Node) -> Term | None:
     if found.layer is None or not (found.layer.node.op_type == "Conv" and found.layer.form.pointwise):
         return None
     form, after = found.form(found.layer), shape(node.outputs[0])
-    if form is None or after is None or len(after) != _rank(found.layer):
+    if form is None or after is None or len(after) != _rank(found.layer) or gives_nothing(Op(node)):
         return None
     channels = np.arange(1.0, form.outs + 1.0)
     return found if _passes(node, Affine.of(along(channels, 1, _rank(found.layer)), 0.0)) else None

@@ -177,10 +177,17 @@ def _pool(op: Op) -> Form | None:
         return None
     form = Form(known[1], known[1], known[1], taps, *geometry)
     counted = op.attr("count_include_pad", 0) or not form.padded
-    # Rounded up, the last window may reach beyond the padding.
     sizes = zip(known[2:], form.slack, form.stride, strict=True)
+    # Rounded up, the last window may reach beyond the padding.
     whole = all(isinstance(n, int) and (n + slack - 1) % stride == 0 for n, slack, stride in sizes)
-    return form if counted and (whole or not op.attr("ceil_mode", 0)) else None
+    return form if counted and (whole or not op.attr("ceil_mode", 0)) and not gives_nothing(op) else None
+
+
+def gives_nothing(op: Op) -> bool:
+    """Whether a pool's window is larger than the image: it has no output there, where a convolution fails."""
+    geometry = _geometry(op, tuple(op.attr("kernel_shape") or ()))
+    slacks = () if geometry is None else geometry[3]
+    return any(isinstance(n, int) and n + slack < 1 for n, slack in zip((op.shape(0) or ())[2:], slacks, strict=False))
 
 
 def _left_dims(op: Op) -> Ints | None:
