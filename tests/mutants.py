@@ -39,7 +39,7 @@ FORMULAS: tuple[tuple[str, str, str], ...] = (
     ("rules/tracing.py", "_runs(source[i:][::-1], target[j:][::-1])", "_runs(source[::-1], target[::-1])"),
     ("rules/moves.py", 'if mode == "CRD":', 'if mode == "DCR":'),
     ("rules/joins.py", "equal = all(scale == scales[0] for scale in scales)", "equal = True"),
-    ("rules/bilinear.py", 'inner.type == "Identity" or', 'inner.type in ("Identity", "Neg") or'),
+    ("rules/bilinear.py", 'inner.type != "Identity" and', 'inner.type not in ("Identity", "Neg") and'),
     ("folding/plan.py", "whole=rest == facts[use[1]]", "whole=True"),
     ("folding/commit.py", 'value.name = names.folded(value.name)', "pass"),
     ("folding/commit.py", "while name in self.taken:", "while False:"),
@@ -115,7 +115,8 @@ def _places(tree: ast.Module) -> Iterator[tuple[str, ast.expr, str]]:
                 elif isinstance(node, ast.BoolOp):
                     silent = "True" if isinstance(node.op, ast.And) else "False"
                     for operand in node.values:
-                        yield where, operand, silent
+                        if not isinstance(operand, ast.Constant):  # what stands at the end of `x or 0` is no guard
+                            yield where, operand, silent
                 elif isinstance(node, ast.IfExp):
                     yield where, node.test, "False"
                 elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):

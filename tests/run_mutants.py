@@ -27,7 +27,7 @@ import pytest
 from tests.mutants import GUARDED, PACKAGE, Mutant, mutants
 
 WATCH = (
-    "peer_bugs", "contract", "legacy", "derived", "affine", "malformed", "fold", "laws", "unknown", "random_graphs",
+    "peer_bugs", "contract", "legacy", "derived", "affine", "malformed", "fold", "fused", "laws", "unknown", "random_graphs",
 )  # fmt: skip
 SETTINGS = {"BNFOLD_RANDOM_GRAPHS": "100", "BNFOLD_LAW_EXAMPLES": "60"}
 SECONDS = 1200

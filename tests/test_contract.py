@@ -242,3 +242,27 @@ def test_bytes_do_not_depend_on_the_process() -> None:
         command = [sys.executable, "-c", _DIGEST]
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == digest.hexdigest()
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_a_product_that_is_one_but_for_its_last_bit_is_no_product(dtype: str) -> None:
+    """49·(1/49) is less than one in float64 and one in every narrower type: it goes at once, not in the second run."""
+    text = "(T[N,4] x) => (T[n,c] y) { a = Mul(x, k)  b = Relu(a)  d = Div(b, k)  y = Softplus(d) }"
+    model = build(text, dtype=dtype, constants={"k": np.array([49.0, 3.0, 10.0, 41.0])})
+    result, report = folded(model)
+    assert operators(result) == ["Relu", "Softplus"] and report.affines == 2
+    assert folded(result)[0].SerializeToString() == result.SerializeToString()
+
+
+@pytest.mark.parametrize("call", ["Clip(a, -1., 6.)", "Pad(a, {0,0,1,1,0,0,1,1}, 1.5)"])
+@pytest.mark.parametrize(
+    ("body", "formula"),
+    [
+        ("a = Conv(x, w[4,4,1,1])  d = CALL  y = BN1(d, A.4)", "s·v + t"),
+        ("a = BN1(x, A.4)  d = CALL  y = Conv(d, w[4,4,1,1])", "(v − t)/s"),
+    ],
+)
+def test_the_fold_map_says_how_a_bound_was_mapped(body: str, formula: str, call: str) -> None:
+    result, _ = folded(build(f"(T[N,4,6,6] x) => (T[n,c,h,w] y) {{ {body.replace('CALL', call)} }}"))
+    content = json.loads({entry.key: entry.value for entry in result.metadata_props}[FOLD_MAP])
+    assert {edit["formula"] for edit in content["folds"][0]["edits"] if edit["node"] == "d"} == {formula}

@@ -111,8 +111,10 @@ def test_an_empty_optional_bias_is_no_bias() -> None:
 
 
 def test_a_clip_without_lower_bound() -> None:
-    model = build(_CONV.replace("y = BN(a, A.4)", 'd = Clip(a, "", 6.0)  y = BN1(d, A.4)'))
-    assert operators(same(model)) == ["Conv", "Clip"]
+    model = build(_CONV.replace("y = BN(a, A.4)", 'd = Clip(a, "", 6.0)  y = BN+1(d, A.4)'))
+    result = same(model)
+    assert operators(result) == ["Conv", "Clip"]
+    assert result.graph.node[1].input[1] == ""
 
 
 def test_bfloat16_stays_bfloat16() -> None:

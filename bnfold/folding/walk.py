@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import Affine
-from bnfold.derived import Derived
+from bnfold.derived import Derived, rounded
 from bnfold.folding.numbering import Key, Numbering
 from bnfold.graph import BATCH_NORM, Op, dtype, is_op, shape
 from bnfold.rules.base import Edit, Reason, Refusal
@@ -109,6 +109,7 @@ class Walk:
         self, value: ir.Value, affine: Affine, uses: list[Use], *, output: bool = False, whole: bool = False
     ) -> None:
         """Leave `affine` to be computed on `value`; readers that want the same share one computation."""
+        affine = _stored(affine, self.kind(value))
         if affine.is_identity or not (uses or output):
             return
         same = self.emitted_on.setdefault(value, [])
@@ -120,6 +121,10 @@ class Walk:
         self.spent += affine.cost * (2 if self._in_feature_maps(value, uses) else 1)
         same.append(len(self.emitted))
         self.emitted.append(Emission(value, affine, tuple(uses), output, whole))
+
+    def kind(self, value: ir.Value) -> ir.DataType | None:
+        """The type in which an affine of `value` is computed."""
+        return dtype(value) or dtype(self.start.outputs[0])
 
     def _in_feature_maps(self, value: ir.Value, uses: list[Use]) -> bool:
         """Whether what is left of a BatchNormalization would stand in front of a convolution over an image.
@@ -169,6 +174,11 @@ class Walk:
         )  # fmt: skip
 
 
+def _stored(affine: Affine, kind: ir.DataType | None) -> Affine:
+    """Return the affine without a scale that is one in its type, such as c·(1/c)."""
+    return affine.shifting if kind is not None and np.all(rounded(affine.scale, kind) == 1) else affine
+
+
 def _range_fault(walk: Walk) -> Refusal | None:
     """Refuse constants that would not fit their type or attribute, and work moved to where there are more elements."""
     for edit in walk.edits:
@@ -182,7 +192,7 @@ def _range_fault(walk: Walk) -> Refusal | None:
             return Refusal(Reason.RANGE, detail=fault).on(old or edit.node.outputs[0])
     limit = max(_elements(node.outputs[0]) for node in (*walk.removed, *walk.absorbers))
     for emission in walk.emitted:
-        kind = dtype(emission.value) or dtype(walk.start.outputs[0])
+        kind = walk.kind(emission.value)
         if kind is None:
             return Refusal(Reason.NOT_FLOATING, detail="its type is not known").on(emission.value)
         for coefficients in (emission.affine.scale, emission.affine.shift):

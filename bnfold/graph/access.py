@@ -41,9 +41,9 @@ def note(value: ir.Value, like: ir.Value, sizes: Mapping[int, int] | None = None
     value.meta.update({key: resized(like.meta.get(key)) for key in (SHAPE, ASSUMED_SHAPE)})
 
 
-def dtype(value: ir.Value) -> ir.DataType | None:
+def dtype(value: ir.Value | None) -> ir.DataType | None:
     """Return the element type, stored or inferred."""
-    return value.dtype or value.meta.get(DTYPE)
+    return None if value is None else value.dtype or value.meta.get(DTYPE)
 
 
 def shape(value: ir.Value | None) -> Shape | None:
@@ -142,7 +142,7 @@ def _constant_attribute(node: ir.Node) -> ir.TensorProtocol | None:
 def _cast_like(node: ir.Node) -> ir.TensorProtocol | None:
     """Evaluate a constant that takes the type of another value, which need not be constant."""
     held, like = tensor(node.inputs[0]), node.inputs[1]
-    kind = None if like is None else dtype(like)
+    kind = dtype(like)
     if held is None or kind is None or held.nbytes > CONSTANT_BYTES:
         return None
     return ir.tensor(held.numpy().astype(kind.numpy()), dtype=kind)

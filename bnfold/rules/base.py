@@ -62,8 +62,7 @@ class Refusal:
 
     def on(self, value: ir.Value | None) -> Refusal:
         """Return the refusal with the blocking value named, unless it names one already."""
-        name = "" if value is None else value.name or ""
-        return self if self.value else Refusal(self.reason, name, self.detail)
+        return self if self.value or value is None else Refusal(self.reason, value.name or "", self.detail)
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,14 @@ class Rule:
     family: str
     hoist: Judgement | None = None
     sink: Judgement | None = None
+
+
+@dataclass(frozen=True)
+class Law(Rule):
+    """A rule with both judgements."""
+
+    hoist: Judgement
+    sink: Judgement
 
 
 Table = dict[str, Rule]

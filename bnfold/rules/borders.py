@@ -11,7 +11,7 @@ elements.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from bnfold.affine import Affine
 from bnfold.derived import Derived
 from bnfold.graph import Op, dtype
 from bnfold.rules.base import Edit, Facts, Outcome, Reason, Refusal, Rule, Step, Table
+from bnfold.rules.commutes import RELU
 
 
 def _bounds(op: Op) -> tuple[float, float] | Refusal:
@@ -29,7 +30,7 @@ def _bounds(op: Op) -> tuple[float, float] | Refusal:
             held = op.const(slot)
             if held is None:
                 return Refusal(Reason.VARIABLE, detail=f"the {name} of Clip is not a constant").on(op.input(slot))
-            values.append(float(held.reshape(())))
+            values.append(float(held.item()))
         else:
             values.append(float(op.attr(name, default)))
     if not values[0] <= values[1]:
@@ -42,23 +43,19 @@ def _fixed(low: float, high: float) -> bool:
     return {low, high} <= {0.0, np.inf, -np.inf}
 
 
-def _clip_hoist(op: Op, demands: Facts) -> Outcome:
-    bounds = _bounds(op)
+def _clip_hoist(op: Op, demands: Facts) -> Outcome | list[Step]:
+    bounds, wanted = _bounds(op), demands[0]
     if isinstance(bounds, Refusal):
         return bounds
-    wanted = demands[0]
     if _fixed(*bounds) and wanted.scales and wanted.nonnegative:
-        if not wanted.shifts:
-            return Step(passed={0: wanted})
-        blocked = Refusal(Reason.SHIFT, detail="a Clip that is a Relu passes no shift")
-        return Step(passed={0: wanted.scaling}, rest={0: wanted.shifting}, blocked=blocked)
+        return RELU.hoist(op, demands)
     if wanted.scale.size != 1 or wanted.shift.size != 1:
-        return Refusal(Reason.AXIS, detail="the bounds of Clip are scalars").on(op.output())
-    scale, shift = float(wanted.scale.reshape(())), float(wanted.shift.reshape(()))
+        return Refusal(Reason.AXIS, detail="the bounds of Clip are scalars")
+    scale, shift = wanted.scale.item(), wanted.shift.item()
     if scale == 0.0:
-        return Refusal(Reason.SIGN, detail="a scale of zero leaves Clip no bounds").on(op.output())
+        return Refusal(Reason.SIGN, detail="a scale of zero leaves Clip no bounds")
     edits = _bound_edits(op, bounds, sorted(scale * bound + shift for bound in bounds), "s·v + t")
-    return edits.on(op.output()) if isinstance(edits, Refusal) else Step(passed={0: wanted}, edits=edits)
+    return edits if isinstance(edits, Refusal) else Step(passed={0: wanted}, edits=edits)
 
 
 def _bound_edits(
@@ -66,36 +63,39 @@ def _bound_edits(
 ) -> tuple[Edit, ...] | Refusal:
     edits = []
     for slot, name, bound, old in ((1, "min", mapped[0], bounds[0]), (2, "max", mapped[1], bounds[1])):
-        if bound == old:
-            continue
-        if op.opset < 11:
-            edits.append(Edit(op.node, name, bound, formula))
-            continue
-        kind = dtype(op.output())
-        if kind is None:
-            return Refusal(Reason.NOT_FLOATING, detail="the type of the value is not known")
-        held: ir.TensorProtocol = Derived(np.array(bound), kind)
-        if np.isinf(bound):  # meant, while a Derived that is not finite is refused
-            held = ir.tensor(np.array(bound, kind.numpy()), dtype=kind)
-        edits.append(Edit(op.node, slot, held, formula))
+        edit = _written(op, slot, name, bound, formula)
+        if isinstance(edit, Refusal):
+            return edit
+        if bound != old:
+            edits.append(edit)
     return tuple(edits)
+
+
+def _written(op: Op, slot: int, name: str, value: float, formula: str) -> Edit | Refusal:
+    """Write a number into an input slot or, before opset 11, into an attribute."""
+    if op.opset < 11:
+        return Edit(op.node, name, value, formula)
+    kind = dtype(op.output())
+    if kind is None:
+        return Refusal(Reason.NOT_FLOATING, detail="the type of the value is not known")
+    if np.isinf(value):  # meant, while a Derived that is not finite is refused
+        return Edit(op.node, slot, ir.tensor(np.array(value, kind.numpy()), dtype=kind), formula)
+    return Edit(op.node, slot, Derived(np.array(value), kind), formula)
 
 
 def _clip_sink(op: Op, facts: Facts) -> Outcome:
     bounds = _bounds(op)
     if isinstance(bounds, Refusal):
         return bounds
-    if set(facts) != {0}:
-        return Refusal(Reason.VARIABLE, detail="a bound of Clip is computed at run time").on(op.input(0))
     fact = facts[0]
     if _fixed(*bounds) and not fact.shifts and fact.nonnegative:
         return Step(passed={0: fact})
     origins = [_origin(fact, bound) for bound in bounds]
     if None in origins:
         reason = Reason.SHIFT if fact.shifts else Reason.SIGN
-        return Refusal(reason, detail="the bounds of Clip would differ between elements").on(op.input(0))
+        return Refusal(reason, detail="the bounds of Clip would differ between elements")
     edits = _bound_edits(op, bounds, sorted(origin for origin in origins if origin is not None), "(v − t)/s")
-    return edits.on(op.input(0)) if isinstance(edits, Refusal) else Step(passed={0: fact}, edits=edits)
+    return edits if isinstance(edits, Refusal) else Step(passed={0: fact}, edits=edits)
 
 
 def _origin(fact: Affine, value: float) -> float | None:
@@ -112,24 +112,24 @@ def _pad_value(op: Op) -> float | Refusal:
         held = op.const(2)
         if held is None:
             return Refusal(Reason.VARIABLE, detail="the pad value is not a constant").on(op.input(2))
-        return float(held.reshape(()))
+        return float(held.item())
     return float(op.attr("value", 0.0))
 
 
-def _padded(op: Op) -> frozenset[int] | Refusal:
-    rank, pads = op.rank(0), op.ints(1, "pads")
-    if rank is None:
-        return Refusal(Reason.UNKNOWN_SHAPE)
-    axes = op.ints(3, "axes") if op.has(3) else list(range(rank))
+def _padded(op: Op, rank: int) -> frozenset[int]:
+    """The axes that are padded, as far as it is known: all of them where it is not."""
+    pads, axes = op.ints(1, "pads"), op.ints(3, "axes") if op.has(3) else list(range(rank))
     if pads is None or axes is None:
         return frozenset(range(rank))
     return frozenset(axis % rank for k, axis in enumerate(axes) if pads[k] or pads[k + len(axes)])
 
 
-def _pad(op: Op, affine: Affine, judgement: Literal["hoist", "sink"]) -> Outcome:
-    axes, rank = _padded(op), op.rank(0)
-    if isinstance(axes, Refusal) or rank is None:
+def _pad(op: Op, affine: Affine, formula: str, moved: Callable[[Affine, float], float | None]) -> Outcome:
+    """Pass an affine that maps the pad value to itself, or `moved` it."""
+    rank = op.rank(0)
+    if rank is None:
         return Refusal(Reason.UNKNOWN_SHAPE)
+    axes = _padded(op, rank)
     if not affine.axes(rank).isdisjoint(axes):
         return Refusal(Reason.AXIS, detail="the affine varies along a padded axis")
     if op.attr("mode", "constant") != "constant" or not axes:
@@ -137,31 +137,29 @@ def _pad(op: Op, affine: Affine, judgement: Literal["hoist", "sink"]) -> Outcome
     value = _pad_value(op)
     if isinstance(value, Refusal):
         return value
-    mapped = affine(value)
-    if np.all(mapped == value):
+    if np.all(affine(value) == value):
         return Step(passed={0: affine})
-    moved = _origin(affine, value) if judgement == "sink" else float(mapped.reshape(())) if mapped.size == 1 else None
-    if moved is None:
+    new = moved(affine, value)
+    if new is None:
         return Refusal(Reason.PADDING, detail=f"the padding writes {value:g}, which the affine would change")
-    kind = dtype(op.output())
-    if kind is None:
-        return Refusal(Reason.NOT_FLOATING, detail="the type of the value is not known")
-    formula = "s·v + t" if judgement == "hoist" else "(v − t)/s"
-    if op.opset < 11:
-        return Step(passed={0: affine}, edits=(Edit(op.node, "value", moved, formula),))
-    return Step(passed={0: affine}, edits=(Edit(op.node, 2, Derived(np.array(moved), kind), formula),))
+    edit = _written(op, 2, "value", new, formula)
+    return edit if isinstance(edit, Refusal) else Step(passed={0: affine}, edits=(edit,))
+
+
+def _image(affine: Affine, value: float) -> float | None:
+    """Return s·value + t, if it is one number for all elements."""
+    mapped = affine(value)
+    return float(mapped.item()) if mapped.size == 1 else None
 
 
 def _pad_hoist(op: Op, demands: Facts) -> Outcome:
-    result = _pad(op, demands[0], "hoist")
-    return result.on(op.output()) if isinstance(result, Refusal) else result
+    return _pad(op, demands[0], "s·v + t", _image)
 
 
 def _pad_sink(op: Op, facts: Facts) -> Outcome:
     if set(facts) != {0}:
         return Refusal(Reason.VARIABLE, detail="the pad value is computed at run time").on(op.input(2))
-    result = _pad(op, facts[0], "sink")
-    return result.on(op.input(0)) if isinstance(result, Refusal) else result
+    return _pad(op, facts[0], "(v − t)/s", _origin)
 
 
 TABLE: Table = {

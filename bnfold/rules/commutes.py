@@ -12,20 +12,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from bnfold.affine import IDENTITY, Affine, ranked
 from bnfold.graph import Op, dtype
-from bnfold.rules.base import Facts, Outcome, Reason, Refusal, Rule, Step, Table, signs
+from bnfold.rules.base import Facts, Law, Outcome, Reason, Refusal, Rule, Step, Table, signs
 
 
 @dataclass(frozen=True)
 class Guard:
-    """What one operator admits here: a shift, a negative scale, and the axes it mixes."""
+    """What one operator admits here: a shift, a negative scale, and the axes it mixes.
+
+    `drops` is the rank of an input whose mixed axes the output lacks.
+    """
 
     shift: bool = True
     negative: bool = True
     mixed: frozenset[int] = frozenset()
-    drops: bool = False
+    drops: int | None = None
 
 
 Row = Callable[[Op], Guard | Refusal]
@@ -36,15 +40,15 @@ def _negative(op: Op, affine: Affine) -> Refusal:
     return Refusal(Reason.SIGN, detail=f"{count} of {affine.scale.size} scales are negative at {op.type}")
 
 
-def _mixed(op: Op, affine: Affine, guard: Guard, rank: int | None) -> Refusal | None:
+def _mixed(op: Op, affine: Affine, guard: Guard) -> Refusal | None:
     """Refuse an affine that varies along an axis that the operator mixes."""
-    if guard.mixed and not affine.axes(rank or 0).isdisjoint(guard.mixed):
-        axis = min(affine.axes(rank or 0) & guard.mixed)
-        return Refusal(Reason.AXIS, detail=f"the affine varies along axis {axis}, which {op.type} mixes")
+    along = affine.axes(op.rank(0) or 0) & guard.mixed
+    if along:
+        return Refusal(Reason.AXIS, detail=f"the affine varies along axis {min(along)}, which {op.type} mixes")
     return None
 
 
-def commute(row: Row, family: str = "commutes", through: Callable[[Affine], Affine] = lambda a: a) -> Rule:
+def commute(row: Row, family: str = "commutes", through: Callable[[Affine], Affine] = lambda a: a) -> Law:
     """Build both judgements from a row of guards; `through` maps a sunk affine (|s| for Abs).
 
     A hoist leaves a blocked shift or sign behind, after the operator; a sink leaves a sign before it, but can't leave
@@ -54,55 +58,53 @@ def commute(row: Row, family: str = "commutes", through: Callable[[Affine], Affi
     def hoist(op: Op, demands: Facts) -> Outcome:
         guard = row(op)
         if isinstance(guard, Refusal):
-            return guard.on(op.output())
+            return guard
         if set(demands) != {0}:
             return Refusal(Reason.READERS, detail=f"another output of {op.type} carries a demand").on(op.output(1))
         wanted, rest, blocked = demands[0], IDENTITY, None
         if not guard.shift and wanted.shifts:
-            wanted, rest = wanted.scaling, wanted.shifting
             blocked = Refusal(Reason.SHIFT, detail=f"{op.type} passes no shift")
+            if not wanted.scales:
+                return blocked
+            wanted, rest = wanted.scaling, wanted.shifting
         if not guard.negative and not wanted.nonnegative:
             sign = signs(wanted.scale)
             wanted, rest, blocked = sign @ wanted, rest @ sign, _negative(op, wanted)
-        if wanted.is_identity:
-            return (blocked or Refusal(Reason.NO_GAIN)).on(op.output())
-        rank = op.rank(0)
-        mixed = _mixed(op, _raised(wanted, guard, rank), guard, rank)
-        if mixed:
-            return mixed.on(op.output())
-        return Step(passed={0: _raised(wanted, guard, rank)}, rest={0: rest}, blocked=blocked)
+            if wanted.is_identity:
+                return blocked
+        raised = _raised(wanted, guard)
+        return _mixed(op, raised, guard) or Step(passed={0: raised}, rest={0: rest}, blocked=blocked)
 
     def sink(op: Op, facts: Facts) -> Outcome:
         guard = row(op)
         if isinstance(guard, Refusal):
-            return guard.on(op.input(0))
+            return guard
         if set(facts) != {0}:
             return Refusal(Reason.VARIABLE, detail=f"a parameter of {op.type} is computed at run time")
         fact, rest, blocked = facts[0], IDENTITY, None
         if fact.shifts and not guard.shift:
-            return Refusal(Reason.SHIFT, detail=f"{op.type} passes no shift").on(op.input(0))
+            return Refusal(Reason.SHIFT, detail=f"{op.type} passes no shift")
         if not guard.negative and not through(fact).nonnegative:
             rest, blocked = signs(fact.scale), _negative(op, fact)
             fact = Affine.of(np.abs(fact.scale), fact.shift)
-        mixed = _mixed(op, fact, guard, op.rank(0))
-        if mixed:
-            return mixed.on(op.input(0))
-        return Step(passed={0: through(_lowered(fact, guard, op.rank(0)))}, rest={0: rest}, blocked=blocked)
+        mixed = _mixed(op, fact, guard)
+        return mixed or Step(passed={0: through(_lowered(fact, guard))}, rest={0: rest}, blocked=blocked)
 
-    return Rule(family, hoist, sink)
+    return Law(family, hoist, sink)
 
 
-def _raised(affine: Affine, guard: Guard, rank: int | None) -> Affine:
+def _raised(affine: Affine, guard: Guard) -> Affine:
     """Give coefficients of an output that lost its mixed axes those axes back, with size 1."""
-    if not (guard.drops and rank):
+    if guard.drops is None:
         return affine
-    kept = rank - len(guard.mixed)
+    kept = guard.drops - len(guard.mixed)
     return affine.map(lambda a: np.expand_dims(ranked(a, kept), tuple(sorted(guard.mixed))))
 
 
-def _lowered(affine: Affine, guard: Guard, rank: int | None) -> Affine:
-    if not (guard.drops and rank):
+def _lowered(affine: Affine, guard: Guard) -> Affine:
+    if guard.drops is None:
         return affine
+    rank = guard.drops
     return affine.map(lambda a: np.squeeze(ranked(a, rank), tuple(sorted(guard.mixed))))
 
 
@@ -125,24 +127,25 @@ def inference(op: Op) -> bool:
 
 
 def _dropout(op: Op) -> Guard | Refusal:
-    if not inference(op) or op.used(1):
-        return Refusal(Reason.TRAINING_MODE, detail="Dropout is not in inference mode, or its mask is read")
-    return Guard()
+    """The mask of a Dropout that drops nothing says nothing of the values."""
+    return Guard() if inference(op) else Refusal(Reason.TRAINING_MODE, detail="Dropout is not in inference mode")
 
 
-_WIDTH = {"BFLOAT16": 0, "FLOAT16": 1, "FLOAT": 2, "DOUBLE": 3}
+# Significant bits and bits of the exponent: one type is as wide as another if both are.
+_WIDTHS = {
+    ir.DataType.BFLOAT16: (8, 8), ir.DataType.FLOAT16: (11, 5), ir.DataType.FLOAT: (24, 8), ir.DataType.DOUBLE: (53, 11)
+}  # fmt: skip
 
 
 def _cast(wide: int, narrow: int) -> Row:
     """Float to float: `wide` and `narrow` say which end (0 input, 1 output) the affine moves to and comes from."""
 
     def row(op: Op) -> Guard | Refusal:
-        ends = [None if value is None else dtype(value) for value in (op.input(0), op.output())]
-        widths = [_WIDTH.get(kind.name) if kind is not None else None for kind in ends]
-        target, origin = widths[wide], widths[narrow]
+        ends = dtype(op.input(0)), dtype(op.output())
+        target, origin = (_WIDTHS.get(ends[end] or ir.DataType.UNDEFINED) for end in (wide, narrow))
         if target is None or origin is None:
             return Refusal(Reason.NOT_FLOATING, detail="Cast between types that can't both carry an affine")
-        if target < origin or {target, origin} == {0, 1}:
+        if target[0] < origin[0] or target[1] < origin[1]:
             return Refusal(Reason.NARROWING, detail=f"Cast from {ends[0]} to {ends[1]}")
         return Guard()
 
@@ -150,27 +153,26 @@ def _cast(wide: int, narrow: int) -> Row:
 
 
 def _along(attribute: str, default: int | None) -> Row:
-    """Rows of elements along one axis change places or are dropped: what is uniform along it passes."""
+    """Rows of elements along one axis change places or are dropped: what is uniform along it passes.
 
-    def row(op: Op) -> Guard | Refusal:
-        rank = op.rank(0)
-        if rank is None:
-            return Refusal(Reason.UNKNOWN_SHAPE)
-        axis = op.attr(attribute, default)
-        if axis is None:  # Compress of the flattened value
-            return Refusal(Reason.AXIS, detail=f"{op.type} flattens the value")
-        return Guard(mixed=frozenset({int(axis) % rank}))
+    Without an axis, Compress takes elements of the flattened value: only what is uniform passes.
+    """
 
-    return row
+    return lambda op: _one_axis(op, op.attr(attribute, default))
+
+
+def _one_axis(op: Op, axis: int | None, shift: bool = True) -> Guard | Refusal:
+    """Mix one axis, or all where it is not known."""
+    rank = op.rank(0)
+    if rank is None:
+        return Refusal(Reason.UNKNOWN_SHAPE)
+    return Guard(shift=shift, mixed=frozenset(range(rank) if axis is None else [int(axis) % rank]))
 
 
 def _cumulative(op: Op) -> Guard | Refusal:
     """CumSum: sums of up to all elements along one axis."""
-    rank, axis = op.rank(0), op.const(1)
-    if rank is None:
-        return Refusal(Reason.UNKNOWN_SHAPE)
-    mixed = range(rank) if axis is None else [int(axis.reshape(-1)[0]) % rank]
-    return Guard(shift=False, mixed=frozenset(mixed))
+    axis = op.const(1)
+    return _one_axis(op, None if axis is None else axis.item(), shift=False)
 
 
 def _triangle(op: Op) -> Guard | Refusal:
@@ -178,14 +180,16 @@ def _triangle(op: Op) -> Guard | Refusal:
     return Guard(shift=False)
 
 
+RELU = commute(_order)
+
 TABLE: Table = {
     "Identity": commute(_anything),
     "Dropout": commute(_dropout),
     "Cast": Rule("commutes", commute(_cast(wide=0, narrow=1)).hoist, commute(_cast(wide=1, narrow=0)).sink),
     "CastLike": Rule("commutes", commute(_cast(wide=0, narrow=1)).hoist, commute(_cast(wide=1, narrow=0)).sink),
-    "Relu": commute(_order),
-    "LeakyRelu": commute(_order),
-    "PRelu": commute(_order),
+    "Relu": RELU,
+    "LeakyRelu": RELU,
+    "PRelu": RELU,
     "Abs": commute(_order, through=lambda a: Affine.of(np.abs(a.scale), a.shift)),
     "Trilu": commute(_triangle),
     "CumSum": commute(_cumulative),

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bnfold.affine import IDENTITY, Affine, Array
-from bnfold.graph import Op, is_floating, shape, tensor
+from bnfold.graph import Op, tensor
 from bnfold.rules.base import Facts, Judgement, Outcome, Reason, Refusal, Rule, Step, Table, signs
 from bnfold.rules.selections import concatenated
 from bnfold.rules.tracing import Untraceable
@@ -26,21 +26,19 @@ from bnfold.rules.tracing import Untraceable
 
 def _fitting(op: Op, slot: int, affine: Affine) -> Affine | Refusal:
     """Express an affine of the output on one operand; a constant operand may grow, a variable one may not."""
-    value, target = op.input(slot), op.out_shape()
-    if value is None or affine.shape == () or affine.scale.size == affine.shift.size == 1:
-        return affine.at(0)
+    value, known = op.input(slot), op.shape(slot)
     if tensor(value) is not None:
         return affine
-    known = shape(value)
-    if known is None or target is None:
-        return Refusal(Reason.UNKNOWN_SHAPE).on(value)
-    for axis in affine.axes(len(target)):
-        origin = axis - (len(target) - len(known))
-        if origin < 0 or known[origin] == 1:
+    for axis, size in enumerate(affine.shape, -len(affine.shape)):
+        if size == 1:
+            continue
+        if known is None:
+            return Refusal(Reason.UNKNOWN_SHAPE).on(value)
+        if -axis > len(known) or known[axis] == 1:
             return Refusal(Reason.AXIS, detail=f"{op.type} broadcasts this operand along axis {axis}").on(value)
-        if known[origin] is None or known[origin] != target[axis]:
+        if known[axis] != size:
             return Refusal(Reason.UNKNOWN_SHAPE, detail=f"axis {axis} may broadcast").on(value)
-    return affine.at(len(target)).map(lambda a: a.reshape(a.shape[max(0, len(target) - len(known)) :]))
+    return affine.at(len(known or ()))
 
 
 def _share(op: Op, slot: int) -> float:
@@ -51,8 +49,6 @@ def _share(op: Op, slot: int) -> float:
 def _sum_hoist(op: Op, demands: Facts) -> Outcome | list[Step]:
     """The shift may go to any operand: one alternative each, constants (which cost nothing) first."""
     wanted = demands[0]
-    if not is_floating(op.output()):
-        return Refusal(Reason.NOT_FLOATING).on(op.output())
     slots = range(len(op.node.inputs))
     scaled = {}
     for slot in slots:
@@ -63,22 +59,20 @@ def _sum_hoist(op: Op, demands: Facts) -> Outcome | list[Step]:
     if not wanted.shifts:
         return Step(passed=scaled)
     alternatives: list[Step] = []
-    refusal = Refusal(Reason.AXIS).on(op.output())
+    refusals: list[Refusal] = []
     for slot in sorted(slots, key=lambda s: tensor(op.input(s)) is None):
         shifted = _fitting(op, slot, Affine.of(wanted.scale, wanted.shift / _share(op, slot)))
         if isinstance(shifted, Refusal):
-            refusal = shifted
+            refusals.append(shifted)
         else:
             alternatives.append(Step(passed={**scaled, slot: shifted}))
-    return alternatives or refusal
+    return alternatives or refusals[-1]
 
 
 def _sum_sink(op: Op, facts: Facts) -> Outcome:
     """Operands whose scales differ keep them, computed before the join; shifts always combine."""
     slots = range(len(op.node.inputs))
     carried = {slot: facts.get(slot, IDENTITY) for slot in slots}
-    if op.out_shape() is None:
-        return Refusal(Reason.UNKNOWN_SHAPE).on(op.output())
     scales = [affine.scaling for affine in carried.values()]
     equal = all(scale == scales[0] for scale in scales)
     total = IDENTITY.shift
@@ -96,7 +90,7 @@ def _product_hoist(op: Op, demands: Facts) -> Outcome | list[Step]:
     wanted = demands[0]
     rest = {0: wanted.shifting} if wanted.shifts else {}
     if not wanted.scales:
-        return Refusal(Reason.SHIFT, detail="a product passes no shift").on(op.output())
+        return Refusal(Reason.SHIFT, detail="a product passes no shift")
     parts = {slot: _fitting(op, slot, wanted.scaling) for slot in (0, 1)}
     steps = [Step(passed={slot: part}, rest=rest) for slot, part in parts.items() if isinstance(part, Affine)]
     refusals = [part for part in parts.values() if isinstance(part, Refusal)]
@@ -115,11 +109,11 @@ def _product_sink(op: Op, facts: Facts) -> Outcome:
 def _quotient_hoist(op: Op, demands: Facts) -> Outcome:
     """x / y: a scale goes to the numerator."""
     wanted = demands[0]
+    if not wanted.scales:
+        return Refusal(Reason.SHIFT, detail="a quotient passes no shift")
     part = _fitting(op, 0, wanted.scaling)
     if isinstance(part, Refusal):
         return part
-    if not wanted.scales:
-        return Refusal(Reason.SHIFT, detail="a quotient passes no shift").on(op.output())
     return Step(passed={0: part}, rest={0: wanted.shifting} if wanted.shifts else {})
 
 

@@ -65,54 +65,43 @@ def _global_max(op: Op) -> Guard | Refusal:
     return space if isinstance(space, Refusal) else Guard(negative=False, mixed=space)
 
 
-def _reduced(op: Op) -> tuple[frozenset[int], bool] | Refusal:
-    rank = op.rank(0)
-    if rank is None:
-        return Refusal(Reason.UNKNOWN_SHAPE)
-    axes = op.ints(1, "axes")
-    if axes is None and op.has(1):
-        return Refusal(Reason.NOT_CONSTANT, detail="the reduced axes are computed at run time")
-    if not axes and op.attr("noop_with_empty_axes", 0):
-        return frozenset(), False
-    return frozenset(axis % rank for axis in axes or range(rank)), not op.attr("keepdims", 1)
-
-
 def _reduction(shift: bool, negative: bool) -> Row:
     def row(op: Op) -> Guard | Refusal:
-        reduced = _reduced(op)
-        if isinstance(reduced, Refusal):
-            return reduced
-        axes, drops = reduced
-        return Guard(shift=shift, negative=negative, mixed=axes, drops=drops)
+        rank, axes = op.rank(0), op.ints(1, "axes")
+        if rank is None:
+            return Refusal(Reason.UNKNOWN_SHAPE)
+        if axes is None and op.has(1):
+            return Refusal(Reason.NOT_CONSTANT, detail="the reduced axes are computed at run time")
+        if not axes and op.attr("noop_with_empty_axes", 0):
+            return Guard(shift, negative)
+        mixed = frozenset(axis % rank for axis in axes or range(rank))
+        return Guard(shift, negative, mixed, drops=None if op.attr("keepdims", 1) else rank)
 
     return row
 
 
+_MEAN = _reduction(shift=True, negative=True)
+_AVERAGE, _SCALED = commute(_MEAN), commute(_reduction(shift=False, negative=True))
+
+
 def _count(op: Op) -> int | None:
     """How many elements a reduction takes together, if that is known."""
-    reduced, shape = _reduced(op), op.shape(0)
-    if isinstance(reduced, Refusal) or shape is None:
+    guard, shape = _MEAN(op), op.shape(0) or ()
+    if isinstance(guard, Refusal):
         return None
-    sizes = [shape[axis] for axis in reduced[0]]
+    sizes = [shape[axis] for axis in guard.mixed]
     known = [size for size in sizes if isinstance(size, int)]
     return math.prod(known) or None if len(known) == len(sizes) else None
 
 
-_AVERAGE, _SCALED = commute(_reduction(shift=True, negative=True)), commute(_reduction(shift=False, negative=True))
-
-
 def _sum_hoist(op: Op, demands: Facts) -> Outcome | list[Step]:
     count, wanted = _count(op), demands[0]
-    law = (_AVERAGE if count else _SCALED).hoist
-    assert law is not None
-    return law(op, {0: Affine.of(wanted.scale, wanted.shift / (count or 1))})
+    return (_AVERAGE if count else _SCALED).hoist(op, {0: Affine.of(wanted.scale, wanted.shift / (count or 1))})
 
 
 def _sum_sink(op: Op, facts: Facts) -> Outcome | list[Step]:
-    count = _count(op)
-    law = (_AVERAGE if count else _SCALED).sink
-    assert law is not None
-    return law(op, {slot: Affine.of(fact.scale, fact.shift * (count or 1)) for slot, fact in facts.items()})
+    count, fact = _count(op), facts[0]
+    return (_AVERAGE if count else _SCALED).sink(op, {0: Affine.of(fact.scale, fact.shift * (count or 1))})
 
 
 def _resize(op: Op) -> Guard | Refusal:

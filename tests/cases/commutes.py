@@ -36,13 +36,15 @@ _ORDER = (
     # Relu and its kin pass a scale of no negative element; a shift stops there.
     _hoist("Relu", "d = Relu(a)  y = BN+0(d, A.4)", "Relu", _SIGN_SHIFT, "negative-scale"),
     _hoist("Relu, shift left behind", "d = Relu(a)  y = BN+(d, A.4)", "Relu Add", _SIGN, "negative-scale"),
-    _hoist("LeakyRelu",
-           "d = LeakyRelu <alpha = 0.25> (a)  y = BN+0(d, A.4)", "LeakyRelu", _SIGN_SHIFT, "negative-scale"),
+    _hoist("LeakyRelu", "d = LeakyRelu <alpha = 0.25> (a)  y = BN+0(d, A.4)", "LeakyRelu", _SIGN_SHIFT,
+           "negative-scale"),
     _hoist("PRelu", "d = PRelu(a, s[4,1,1])  y = BN+0(d, A.4)", "PRelu", _SIGN_SHIFT, "negative-scale"),
     _hoist("Abs", "d = Abs(a)  y = BN+0(d, A.4)", "Abs", _SIGN_SHIFT, "negative-scale"),
     # Where only the sign stops, it alone stays behind.
     _hoist("MaxPool", "d = MaxPool <kernel_shape = [2,2], strides = [2,2]> (a)  y = BN+(d, A.4)", "MaxPool", _SIGN,
            twin_after="Conv MaxPool Mul"),
+    _hoist("MaxPool of what takes no affine", "d = MaxPool <kernel_shape = [2,2]> (a)  y = BN+(d, A.4)", "MaxPool",
+           {"a = Conv(x, w[4,3,3,3])": "e = Conv(x, w[4,3,3,3])  a = Softplus(e)"}, "barrier"),
     _hoist("MaxPool padded", "d = MaxPool <kernel_shape = [3,3], pads = [1,1,1,1]> (a)  y = BN+(d, A.4)", "MaxPool",
            {"d = MaxPool": "d, i = MaxPool", "h,w] y)": "h,w] y, int64[n,p,q,r] i)"}, "other-readers"),
     _hoist("GlobalMaxPool", "d = GlobalMaxPool(a)  y = BN+(d, A.4)", "GlobalMaxPool", _SIGN,
@@ -88,6 +90,12 @@ _PLAIN = (
     _hoist("Cast to a narrower type", "d = Cast <to = 10> (a)  y = BN(d, A.4)", "Cast",
            {"d = Cast <to = 10> (a)": "e = Cast <to = 10> (a)  d = Cast <to = 1> (e)", "float16": "float"},
            "narrowing-cast", y="float16[n,c,h,w]", runtime=False),
+    _hoist("Cast to a wider type", "d = Cast <to = 11> (a)  y = BN+1(d, A.4)", "Cast",
+           {"d = Cast <to = 11> (a)": "e = Cast <to = 6> (a)  d = Cast <to = 11> (e)"}, "not-floating",
+           y="double[n,c,h,w]", dtypes=("double",)),
+    case("BN, Cast between half types, Conv", "(T[N,4,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.4)"
+         "  d = Cast <to = 10> (a)  y = Conv(d, w[2,4,1,1]) }", "Cast Conv", "sink", twin={"(T[": "(bfloat16["},
+         kept="narrowing-cast", dtypes=("float16",)),
     _sink("Identity", "a = BN(x, A.4)  d = Identity(a)", "Identity",
           {"d = Identity(a)": "e = Cast <to = 10> (a)  d = Cast <to = 1> (e)"}, "narrowing-cast", dtypes=("float",)),
 )  # fmt: skip
@@ -101,6 +109,9 @@ _CLIP = (
     "d = Clip": "m = ReduceMax <keepdims = 0> (x)  d = Clip"},
            "variable-operand"),
     _hoist("Clip that is a Relu", "d = Clip(a, 0.)  y = BN+0(d, A.4)", "Clip", {"BN+0": "BN"}, "axis"),
+    _hoist("Clip to zero at most", 'd = Clip(a, "", 0.)  y = BN+0(d, A.4)', "Clip", {"BN+0": "BN+"},
+           twin_after="Conv Clip Add"),
+    _hoist("Clip that is a Relu, one shift", "d = Clip(a, 0.)  y = Add(d, 1.5)", "Clip", {"1.5": "s[4,1,1]"}),
     _sink("Clip that is a Relu", "a = BN+0(x, A.4)  d = Clip(a, 0.)", "Clip", {"BN+0": "BN+"}, "shift-blocked"),
     _sink("Clip, one scale and shift", "a = BN1(x, A.4)  d = Clip(a, -1., 6.)", "Clip", {"BN1": "BN"}, "shift-blocked"),
     _sink("Clip by attributes", "a = BN+1(x, A.4)  d = Clip <min = -1.0> (a)", "Clip", {"BN+1": "BN10"}, opset=10,
@@ -110,6 +121,8 @@ _CLIP = (
 )  # fmt: skip
 
 _PAD = (
+    _hoist("Pad of no axis", "d = Pad(a, {0, 0, 0, 0, 0, 0, 0, 0})  y = BN(d, A.4)", "Pad",
+           {"{0, 0, 0, 0, 0, 0, 0, 0}": _PADS}, "padding"),
     _hoist("Pad with zeros, scale", f"d = Pad(a, {_PADS})  y = BN0(d, A.4)", "Pad", {"BN0": "BN"}, "padding"),
     _hoist("Pad, one scale and shift", f"d = Pad(a, {_PADS}, 1.5)  y = BN1(d, A.4)", "Pad", {"BN1": "BN"}, "padding"),
     _hoist("Pad by attributes", "d = Pad <pads = [0,0,1,1,0,0,1,1], value = 1.5> (a)  y = BN1(d, A.4)", "Pad",

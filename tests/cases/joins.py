@@ -79,12 +79,31 @@ CASES = (
          "(T[N,4,8,8] x) => (T[n,c,h,w] y) { a = Conv(x, w[4,4,1,1])  d = Add(a, x)  y = BN(d, A.4) }",
          "Mul Conv Add", "hoist", twin={"Add(a, x)": "Pow(a, x)"}, kept="barrier"),
     _hoist("Max", "d = Max(a, e)  y = BN+(d, A.4)", "Max", {"BN+": "BN"}, twin_after="Conv Conv Max Mul"),
+    _hoist("Max of what takes no affine", "d = Max(a, e)  y = BN+(d, A.4)", "Max",
+           {"Max(a, e)": "Max(f, g)", "e = Conv": "f = Softplus(a)  e = Conv", "d = ": "g = Softplus(e)  d = "},
+           "barrier"),
+    _hoist("sum of a Relu", "r = Relu(a)  d = Add(e, r)  y = BN+(d, A.4)", "Relu Add",
+           {"Relu(a)": "Relu(f)", "e = Conv": "f = Softplus(a)  e = Conv", "Add(e, r)": "Add(g, r)",
+            "r = R": "g = Softplus(e)  r = R"}, "barrier"),
     _hoist("Min of three", "d = Min(a, e, k[4,1,1])  y = BN+(d, A.4)", "Min", {"BN+": "BN"},
            twin_after="Conv Conv Min Mul"),
     _hoist("Mean", "d = Mean(a, e)  y = BN(d, A.4)", "Mean", _JOINED_READ, "graph-output"),
     case("Conv plus a value of known sizes, BN",
          "(T[N,3,8,8] x, T[N,4,8,8] z) => (T[n,c,h,w] y) { a = Conv(x, w[4,3,1,1])  d = Add(a, z)  y = BN(d, A.4) }",
          "Mul Conv Add", "hoist", twin={"T[N,4,8,8] z": "T[N,K,8,8] z"}, kept="unknown-shape"),
+    case("a product of values of unknown rank",
+         "(T[N,4] x, T[2,4] z, int64[K] s) => (T[n,c] y) { u = Reshape(x, s)  f = Neg(u)  d = Mul(f, z)  e = Neg(d)"
+         "  y = Sigmoid(e) }", "Reshape Mul Sigmoid", exact=False, inputs={"s": np.array([2, 4])},
+         twin={"e = Neg(d)": "e = Div(d, k[4])"}, left="Reshape Neg Mul Div Sigmoid"),
+    case("Conv plus rows that broadcast, all sizes equal",
+         "(T[4,3,6,6] x, T[4,1,1] z) => (T[n,c,h,w] y) { a = Conv(x, w[4,3,3,3])  d = Add(a, z)  y = BN0(d, A.4) }",
+         "Mul Conv Add", "hoist", twin={"T[4,1,1] z": "T[4] z"}, left="Conv Add Mul"),
+    case("the sum of a column and a row",
+         "(T[4,3] x, T[3,5] z) => (T[n,c] y) { p = MatMul(x, w[3,1])  q = MatMul(v[1,3], z)  d = Add(p, q)"
+         "  y = Add(d, t[4,1]) }", "MatMul MatMul Add Add", twin={"t[4,1]": "t[4,5]"}),
+    case("the product of a column and a row",
+         "(T[4,3] x, T[3,5] z) => (T[n,c] y) { p = MatMul(x, w[3,1])  q = MatMul(v[1,3], z)  d = Mul(p, q)"
+         "  y = Mul(d, t[4,1]) }", "MatMul MatMul Mul Mul", twin={"t[4,1]": "t[4,5]"}),
     # Sources that can only go together: each alone would leave the other reader, or the other operand, unequal.
     case("Conv read by two like BNs",
          "(T[N,3,8,8] x) => (T[n,c,h,w] y, T[m,d,p,q] z) { a = Conv(x, w[4,3,1,1])  b = BN(a, A.4)  d = BN(a, A.4)"
@@ -123,6 +142,8 @@ CASES = (
           "padding"),
     _sink("Max of two ways", "a = BN+(x, A.4)  e = MaxPool <kernel_shape = [3,3], pads = [1,1,1,1]> (a)"
           "  d = Max(a, e)", "MaxPool Max", {"Max(a, e)": "Max(a, z)"}, "unequal-branches"),
+    _sink("Add of two ways, scales", "a = BN+0(x, A.4)  e = Relu(a)  d = Add(a, e)", "Relu Add",
+          {"Add(a, e)": "Add(a, z)"}, twin_after="Mul Relu Add Conv"),
     _sink("Mul", "a = BN0(x, A.4)  d = Mul(z, a)", "Mul", {"BN0": "BN"}, "shift-blocked"),
     _sink("Mul of a value with itself", "a = BN0(x, A.4)  d = Mul(a, a)", "Mul", {"BN0": "BN"}, "shift-blocked"),
     _sink("Div", "a = BN0(x, A.4)  d = Div(a, z)", "Div", {"BN0": "BN"}, "shift-blocked", exact=False),
