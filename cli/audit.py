@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import example, shown
+from bnfold.cli.options import example, provider, shown
 from bnfold.cli.sources import loading
 
 
@@ -23,7 +23,7 @@ from bnfold.cli.sources import loading
 @click.option("--recalibrate", metavar="OUT", help="Re-estimate the statistics on the data and write the model to OUT.")
 @click.option("--allow", multiple=True, metavar="CODE", help="A finding that does not count; may be repeated.")
 @loading
-@click.option("--provider", default="cpu", show_default=True, metavar="NAME", help="Provider of ONNX Runtime.")
+@provider
 @click.option("--html", metavar="PATH", help="Write a page with a plot of every layer.")
 @shown
 def command(

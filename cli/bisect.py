@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import example, provider, resolve_sizes, shown, sizes
+from bnfold.cli.options import example, inputs, provider, seed, shown, sizes
+from bnfold.cli.sizes import resolve_sizes
 from bnfold.errors import UsageError
 
 
@@ -17,8 +18,8 @@ from bnfold.errors import UsageError
 )
 @click.argument("reference")
 @click.argument("candidate")
-@click.option("--inputs", metavar="X.npz", help="Compare on these inputs, one array each, instead of random ones.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
+@inputs
+@seed
 @sizes
 @provider
 @click.option(
@@ -34,8 +35,6 @@ def command(
     """Name the layers of CANDIDATE that compute something else than REFERENCE: exit code 1 if there are any."""
     if method not in (None, "local", "splice"):
         raise UsageError(f"--method {method}: give local or splice")
-    if options["seed"] < 0:
-        raise UsageError(f"--seed {options['seed']}: give a whole number from 0")
     with screen.working(f"reading {reference}") as say:
         from bnfold import io
         from bnfold.report import tables

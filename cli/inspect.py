@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import example, resolve_sizes, shown, sizes
+from bnfold.cli.options import example, shown, sizes
+from bnfold.cli.sizes import resolve_sizes
 
 
 @click.command(

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import baselines, example, output, reports, resolve, shown, verification
+from bnfold.cli.options import baselines, example, output, reports, shown, verification
+from bnfold.cli.sizes import resolve
 from bnfold.errors import UsageError
 
 

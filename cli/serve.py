@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import example
+from bnfold.cli.options import example, provider
 
 PORT, COUNT, SECONDS = click.IntRange(0, 65535), click.IntRange(min=1), click.FloatRange(min=0)
 SHARE = click.FloatRange(0, 1)
@@ -26,7 +26,7 @@ SHARE = click.FloatRange(0, 1)
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What runs it.")
 @click.option("--min-replicas", type=COUNT, default=1, show_default=True, metavar="N", help="On Ray: at least so many.")
 @click.option("--max-replicas", type=COUNT, metavar="N", help="On Ray: at most.  [default: by the cores]")
-@click.option("--provider", default="cpu", show_default=True, metavar="NAME", help="Execution provider: cpu, cuda …")
+@provider
 @click.option("--strict-device", is_flag=True, help="Refuse a model of which a node would run elsewhere.")
 @click.option("--device-memory", type=COUNT, metavar="MIB", help="Limit of the device's arena.")
 @click.option("--custom-ops", multiple=True, metavar="LIB", help="A library of operators, which is code; repeatable.")

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
-import click
-
+from bnfold.cli.options import Option, gathered
 from bnfold.errors import InputError
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-_LOADING = (
-    click.option("--weights", metavar="PATH", help="Weights for package.module:factory, .safetensors or .pt."),
-    click.option("--prefix", metavar="TEXT", help="Take the weights under this prefix.  [default: found]"),
-    click.option("--ema", is_flag=True, help="Take the averaged weights."),
-    click.option("--partial", is_flag=True, help="Load what fits of the weights and say what does not."),
-    click.option("--kwargs", metavar="JSON", help="Keywords for the factory, as a JSON object."),
-)
+def _how(kwargs: str | None, **found: Any) -> dict[str, Any]:
+    return {**found, "kwargs": json_object("--kwargs", kwargs)}
 
 
-def loading(function: F) -> F:
-    """The options that say how a module is built and which weights it gets, handed to the verb as one `how`."""
-
-    @wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        how = {name: kwargs.pop(name) for name in ("weights", "prefix", "ema", "partial")}
-        how["kwargs"] = json_object("--kwargs", kwargs.pop("kwargs"))
-        return function(*args, how=how, **kwargs)
-
-    for option in reversed(_LOADING):
-        wrapper = option(wrapper)
-    return wrapper  # type: ignore[return-value]
+# How a module is built and which weights it gets, as one mapping `how`.
+loading = gathered("how", (
+    Option("--weights", metavar="PATH", help="Weights for package.module:factory, .safetensors or .pt."),
+    Option("--prefix", metavar="TEXT", help="Take the weights under this prefix.  [default: found]"),
+    Option("--ema", is_flag=True, help="Take the averaged weights."),
+    Option("--partial", is_flag=True, help="Load what fits of the weights and say what does not."),
+    Option("--kwargs", metavar="JSON", help="Keywords for the factory, as a JSON object."),
+), into=_how)  # fmt: skip
 
 
 def json_object(option: str, text: str | None) -> dict[str, Any]:

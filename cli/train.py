@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import click
 
-from bnfold.cli.options import example, output, shown
+from bnfold.cli.options import Option, declared, example, output, shown
 from bnfold.cli.sources import json_object
 from bnfold.errors import InputError
 from bnfold.models.registry import ARCHITECTURES
 
 _STYLE = ("norm", "position", "eps", "dropout")
-_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--epochs", {"default": 20, "metavar": "N", "help": "Passes over the data."}),
-    ("--batch-size", {"default": 64, "metavar": "N", "help": "Examples a step, over all processes."}),
-    ("--lr", {"default": 0.01, "metavar": "X", "help": "Peak learning rate."}),
-    ("--weight-decay", {"default": 0.05, "metavar": "X", "help": "AdamW's weight decay."}),
-    ("--dropout", {"default": 0.0, "metavar": "X", "help": "Share dropped before the last layer."}),
-    ("--clip-grad", {"default": 0.0, "metavar": "X", "help": "Largest norm of the gradient; 0 is no limit."}),
-    ("--patience", {"default": 0, "metavar": "N", "help": "Stop after N epochs without progress; 0 is never."}),
-    ("--norm", {"default": "batch", "metavar": "NAME", "help": "batch, layer, group, instance or none."}),
-    ("--position", {"default": "before", "metavar": "NAME", "help": "The norm's: before or after the activation."}),
-    ("--momentum", {"type": float, "metavar": "X", "help": "BN's momentum, PyTorch's way: the new batch's weight."}),
-    ("--decay", {"type": float, "metavar": "X", "help": "The same, Keras's way: the old statistics' weight."}),
-    ("--eps", {"default": 1e-5, "metavar": "X", "help": "What is added to the variance."}),
-    ("--normalize", {"is_flag": True, "help": "Put the normalisation of the inputs into the model."}),
-    ("--reestimate", {"is_flag": True, "help": "Take BN's statistics anew from all the data in the end."}),
-    ("--kwargs", {"metavar": "JSON", "help": 'Keywords of the architecture, such as \'{"width": 32}\'.'}),
-    ("--log", {"metavar": "DIR", "help": "Keep metrics, BN's statistics and the state of every epoch there."}),
-    ("--resume", {"is_flag": True, "help": "Continue what is in --log, to the very same weights."}),
-    ("--seed", {"default": 0, "metavar": "N", "help": "Seed of weights, order and split."}),
-    ("--precision", {"default": "32", "metavar": "NAME", "help": "32, bf16 or 16."}),
-    ("--device", {"default": "cpu", "metavar": "NAME", "help": "cpu, cuda or cuda:N."}),
-    ("--devices", {"default": 1, "metavar": "N", "help": "Processes on this machine, with BN over all of them."}),
-    ("--nodes", {"default": 1, "metavar": "N", "help": "Machines; each runs this with its NODE_RANK and MASTER_ADDR."}),
-)  # fmt: skip
-
-
-def _options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for name, settings in reversed(_OPTIONS):
-        function = click.option(name, show_default=settings.get("default") is not None, **settings)(function)
-    return function
+_options = declared((
+    Option("--epochs", default=20, metavar="N", help="Passes over the data."),
+    Option("--batch-size", default=64, metavar="N", help="Examples a step, over all processes."),
+    Option("--lr", default=0.01, metavar="X", help="Peak learning rate."),
+    Option("--weight-decay", default=0.05, metavar="X", help="AdamW's weight decay."),
+    Option("--dropout", default=0.0, metavar="X", help="Share dropped before the last layer."),
+    Option("--clip-grad", default=0.0, metavar="X", help="Largest norm of the gradient; 0 is no limit."),
+    Option("--patience", default=0, metavar="N", help="Stop after N epochs without progress; 0 is never."),
+    Option("--norm", default="batch", metavar="NAME", help="batch, layer, group, instance or none."),
+    Option("--position", default="before", metavar="NAME", help="The norm's: before or after the activation."),
+    Option("--momentum", type=float, metavar="X", help="BN's momentum, PyTorch's way: the new batch's weight."),
+    Option("--decay", type=float, metavar="X", help="The same, Keras's way: the old statistics' weight."),
+    Option("--eps", default=1e-5, metavar="X", help="What is added to the variance."),
+    Option("--normalize", is_flag=True, help="Put the normalisation of the inputs into the model."),
+    Option("--reestimate", is_flag=True, help="Take BN's statistics anew from all the data in the end."),
+    Option("--kwargs", metavar="JSON", help='Keywords of the architecture, such as \'{"width": 32}\'.'),
+    Option("--log", metavar="DIR", help="Keep metrics, BN's statistics and the state of every epoch there."),
+    Option("--resume", is_flag=True, help="Continue what is in --log, to the very same weights."),
+    Option("--seed", default=0, metavar="N", help="Seed of weights, order and split."),
+    Option("--precision", default="32", metavar="NAME", help="32, bf16 or 16."),
+    Option("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N."),
+    Option("--devices", default=1, metavar="N", help="Processes on this machine, with BN over all of them."),
+    Option("--nodes", default=1, metavar="N", help="Machines; each runs this with its NODE_RANK and MASTER_ADDR."),
+))  # fmt: skip
 
 
 @click.command(

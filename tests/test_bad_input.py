@@ -215,7 +215,6 @@ USAGE = [
     (("optimize", "%G", "-o", "%N", "--shape", "x=1x3xAx8"), "'A' is not a size"),
     (("train", "renset", "-o", "%N"), "did you mean resnet"),
     (("train", "resnet", "--data", "nosuch", "-o", "%N"), "nosuch"),
-    (("export", "torch.nn:ReLU", "--arg", "inplace", "-o", "%N"), "--arg"),
 ]
 
 
