@@ -99,7 +99,9 @@ def read(value: ir.Value) -> Layer | None:
 
 
 def copies(node: ir.Node) -> bool:
-    """Whether the node hands its first operand on: Identity, and Dropout in inference mode."""
+    """Whether the node does nothing but hand its first operand on: Identity, and Dropout in inference mode."""
+    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
+        return False  # a Dropout whose mask is read has to stay
     rule = rule_for(Op(node)) if node.op_type in ("Identity", "Dropout") else None
     return rule is not None and rule.sink is not None and isinstance(rule.sink(Op(node), {0: IDENTITY}), Step)
 
