@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -139,13 +140,26 @@ def memory(gigabytes: float) -> None:
         size = original.with_suffix(".data").stat().st_size
         subprocess.run([*BNFOLD, "optimize", original, "-o", folded, "--no-verify", "-q"], check=True)
         for options in ([], ["--quick"]):
-            command = [*BNFOLD, "verify", original, folded, *options, "--json"]
-            done = subprocess.run([sys.executable, "-c", cost.METER, *command], stdout=subprocess.PIPE, check=True)
-            used = json.loads(done.stdout)
-            print(
-                f"{layers} layers, {size / 1e9:.2f} GB, {' '.join(options) or 'defaults'}: {used['done']['status']}, "
-                f"peak {used['peak'] / 1e9:.2f} GB, {used['peak'] / size:.2f} times the weights, {used['cpu']:.0f} s CPU"
-            )
+            status, peak, anonymous, cpu = watched([*BNFOLD, "verify", original, folded, *options, "--json"])
+            what = f"{layers} layers, {size / 1e9:.2f} GB, {' '.join(options) or 'defaults'}"
+            print(f"{what}: {status}, peak {peak:.2f} GB, {anonymous:.2f} GB without mapped files, {cpu:.0f} s CPU")
+
+
+def watched(command: list[Any]) -> tuple[str, float, float, float]:
+    """Run a verification; return its status, peak GB, the peak without mapped files (Linux), and CPU seconds."""
+    with tempfile.TemporaryFile("w+") as output:
+        child, anonymous = subprocess.Popen(command, stdout=output), 0
+        while True:
+            done, code, used = os.wait4(child.pid, os.WNOHANG)
+            if done:
+                break
+            lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+            held = next((line for line in lines if line.startswith("RssAnon:")), "RssAnon: 0")
+            anonymous = max(anonymous, int(held.split()[1]))
+            time.sleep(0.02)
+        output.seek(0)
+        status = json.load(output)["status"] if code == 0 else f"exit {os.waitstatus_to_exitcode(code)}"
+    return status, used.ru_maxrss / 1e6, anonymous / 1e6, used.ru_utime + used.ru_stime
 
 
 def resnet18() -> onnx.ModelProto:

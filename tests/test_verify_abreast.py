@@ -1,18 +1,22 @@
-"""Samples side by side: as many as fit, each on one core, with the results that they have alone."""
+"""Samples side by side, as many as fit, each on one core, with the results they have alone; large models in parts."""
 
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from bnfold import runtime
 from bnfold.io import load
-from bnfold.verify import abreast, verify
+from bnfold.verify import abreast, formulas, sessions, verify
 from bnfold.verify.bisection import bisect
+from bnfold.verify.recompute import recompute
 from bnfold.verify.reference import Evaluator
+from bnfold.verify.windows import Windows
 from tests import nets
 
 
@@ -83,6 +87,38 @@ def test_a_large_model_is_evaluated_sample_by_sample_by_all_cores(monkeypatch: p
     assert verify(original, nets.fold(original)).status == "pass"
     assert {thread for _, thread in seen} == {threading.current_thread().name}
     assert all(threads == {2} for threads, _ in seen)
+
+
+def test_of_a_large_model_one_session_is_open_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "OPEN_BYTES", 0)
+    opened: list[Any] = []
+    honest = runtime.session
+
+    def session(*given: Any, **options: Any) -> Any:
+        assert [made for made in opened if made() is not None] == []
+        made = honest(*given, **options)
+        opened.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(runtime, "session", session)
+    original = nets.plain(0)
+    assert verify(original, nets.fold(original)).status == "pass"
+    assert len(opened) > 6
+
+
+@pytest.mark.parametrize("net", nets.NETS)
+@pytest.mark.parametrize("fault", [None, "scale off by one"])
+def test_a_large_weight_is_compared_in_parts(net: str, fault: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = nets.NETS[net](0, 1.0)
+    candidate = nets.fold(original, fault=fault, dtype=np.float32)
+
+    def judged() -> list[dict[str, Any] | None]:
+        windows = Windows(load(original), load(candidate), trusted=False)
+        return [None if made is None else made.to_dict() for _, made in recompute(windows, own=False)]
+
+    whole = judged()
+    monkeypatch.setattr(formulas, "PART", 50)
+    assert judged() == whole and any(whole)
 
 
 def test_samples_together_hold_what_they_may(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,7 @@ class Gate:
                 for level in chosen(self.options.levels, provider):
                     self.sessions.candidate(provider, level)
         drawn = self.draw(self.sessions.reference(side, self.options.providers[0], gate=True))
+        self.sessions.release()
         known = self.local_checks(side, exact, drawn)
         if self.problems and not self.options.keep_going:
             return
@@ -161,20 +162,27 @@ class Gate:
             key = (level.gate, unit)
             if key not in trials:
                 with self.timed("reference runs", f"running the original on {provider}"):
-                    run = self.sessions.reference(side, provider, gate=level.gate)
-                    trials[key] = [Trial(e, run(e.sample.feeds), unit / side.unit) for e in block]
+                    trials[key] = self.tried(side, block, provider, level)
             with self.timed("candidate runs", f"running the candidate on {provider}, {level.name}"):
-                run = self.sessions.candidate(provider, level)
-                for trial in trials[key]:
-                    try:
-                        found = run(trial.sample.feeds)
-                    except runtime.RunError as error:
-                        # Where the original runs, so must the candidate.
-                        where = f"{provider}, {level.name} ({trial.sample})"
-                        self.problems.append(f"the candidate fails on {where}: {error}")
-                        continue
-                    for name in side.outputs:
-                        self.held(side, trial, name, found[name], provider, level, unit)
+                for trial, found in zip(trials[key], self.answers(trials[key], provider, level), strict=True):
+                    for name, c in (found or {}).items():
+                        self.held(side, trial, name, c, provider, level, unit)
+
+    def tried(self, side: Reference, block: Sequence[Expected], provider: str, level: Level) -> list[Trial]:
+        """Run the original on a block. Nobody holds its session after that, for two may not fit into memory."""
+        run, unit = self.sessions.reference(side, provider, gate=level.gate), max(side.unit, level.unit or 0.0)
+        return [Trial(e, run(e.sample.feeds), unit / side.unit) for e in block]
+
+    def answers(self, trials: Sequence[Trial], provider: str, level: Level) -> list[Outputs | None]:
+        """Run the candidate on a block; None where it fails, for where the original runs, so must the candidate."""
+        run, found = self.sessions.candidate(provider, level), list[Outputs | None]()
+        for trial in trials:
+            try:
+                found.append(run(trial.sample.feeds))
+            except runtime.RunError as error:
+                self.problems.append(f"the candidate fails on {provider}, {level.name} ({trial.sample}): {error}")
+                found.append(None)
+        return found
 
     def held(
         self, side: Reference, trial: Trial, name: str, c: Array, provider: str, level: Level, unit: float
@@ -214,7 +222,7 @@ class Gate:
             sample = drawn[index]
             return Expected(sample, known.get(index) or exact.run(sample.feeds, self.coverage))
 
-        done, runs = 0, self.options.noise_runs
+        done = 0
         while done < len(drawn):
             workers = abreast.room(exact.peak, self.size)
             following = range(done, min(done + workers, len(drawn)))
@@ -222,12 +230,16 @@ class Gate:
                 block += abreast.each(evaluated, following, workers)
             done = following.stop
             if sum(e.nbytes for e in block) > BLOCK_BYTES or done == len(drawn):
-                for run in range(runs):
-                    with self.timed("noise", f"perturbing the weights, {run + 1} of {runs}"):
-                        noisy = side.perturbed(self.options.seed * 1000 + run)
-                        abreast.each(partial(Expected.perturb, noisy=noisy), block, workers)
+                self.perturb(side, block, workers)
                 yield block
                 block = []
+
+    def perturb(self, side: Reference, block: Sequence[Expected], workers: int) -> None:
+        """Evaluate a block with perturbed weights, one set of them at a time."""
+        for run in range(self.options.noise_runs):
+            with self.timed("noise", f"perturbing the weights, {run + 1} of {self.options.noise_runs}"):
+                noisy = side.perturbed(self.options.seed * 1000 + run)
+                abreast.each(partial(Expected.perturb, noisy=noisy), block, workers)
 
     def probe(self, exact: Exact, sample: Sample, constancy: Mapping[str, Constancy]) -> None:
         """Where no two samples have one shape, evaluate another input: does the output depend on it at all?"""

@@ -12,11 +12,10 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
 from bnfold.graph import BATCH_NORM, dtype, is_op
-from bnfold.verify.formulas import LINEAR, folded, stored
+from bnfold.verify.formulas import LINEAR, Folded, folded, layer, stored
 from bnfold.verify.reference import reads
 from bnfold.verify.structure import attribute_differences, tensor_difference
 
@@ -94,17 +93,14 @@ class Pairing:
 
     def _fingerprint(self, node: ir.Node) -> ir.Value | None:
         """Find the layer of ours whose weight, folded or as it is, this node's weight nearly is."""
-        weight = _constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        new = layer(node)
         best: tuple[float, ir.Value | None] = (FINGERPRINT, None)
-        if weight is None:
+        if new is None:
             return None
-        for layer in self._near(node):
-            for exact, value in _readings(layer):
-                if exact.shape == weight.shape and exact.size:
-                    size = float(np.linalg.norm(exact)) or 1.0
-                    with np.errstate(invalid="ignore"):
-                        off = float(np.linalg.norm(weight - exact)) / size
-                    best = min(best, (off, value), key=lambda pair: pair[0])
+        for other in self._near(node):
+            for exact, value in _readings(other):
+                if exact.shape == new.shape and exact.rows.size:
+                    best = min(best, (exact.distance(new), value), key=lambda pair: pair[0])
         return best[1]
 
     def same_node(self, ours: ir.Node, theirs: ir.Node) -> bool:
@@ -128,21 +124,16 @@ class Pairing:
         return a is not None and b is not None and tensor_difference(a, b) is None
 
 
-def _constant(value: ir.Value | None) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None:
-    tensor = stored(value)
-    return None if tensor is None else tensor.numpy().astype(np.float64)
-
-
-def _readings(layer: ir.Node) -> Iterator[tuple[np.ndarray[tuple[int, ...], np.dtype[np.float64]], ir.Value]]:
-    """Yield the weight that a third party may have made of the layer, with the value that it then computes."""
-    users = [use.node for use in layer.outputs[0].uses()]
+def _readings(node: ir.Node) -> Iterator[tuple[Folded, ir.Value]]:
+    """Yield the constants that a third party may have made of a layer, with the value that it then computes."""
+    users = [use.node for use in node.outputs[0].uses()]
     if len(users) == 1 and is_op(users[0], BATCH_NORM):
-        exact = folded(layer, users[0])
+        exact = folded(node, users[0])
         if exact is not None:
-            yield exact.weight, users[0].outputs[0]
-    weight = _constant(layer.inputs[1])
-    if weight is not None:
-        yield weight, layer.outputs[0]
+            yield exact, users[0].outputs[0]
+    alone = layer(node)
+    if alone is not None:
+        yield alone, node.outputs[0]
 
 
 def _trimmed(node: ir.Node) -> list[ir.Value | None]:

@@ -12,8 +12,8 @@ x = ±B·sign(W′ − W*).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -51,11 +51,11 @@ def _recomputed(windows: Windows, window: Window, factors: tuple[float, float]) 
     # Where an affine went to one of its readers only, that one reads another shared value than before.
     if twins != list(window.original.feeds) or not (_reads(ours, window.original) and _reads(theirs, window.candidate)):
         return probed(windows, window, kind, factors)
-    if exact is None or new is None or node is None or exact.weight.shape != new.weight.shape:
+    if exact is None or new is None or node is None or exact.shape != new.shape:
         return probed(windows, window, kind, factors)
     if not _same_attributes(ours, theirs):
         return probed(windows, window, kind, factors)
-    return _judged(window.name, exact, new, kind, factors, node)
+    return _judged(window.name, exact, new, kind, factors)
 
 
 def _without_tail(ours: ir.Value, theirs: ir.Value, windows: Windows) -> tuple[ir.Value, ir.Value]:
@@ -85,7 +85,7 @@ def _layer(value: ir.Value) -> Folded | None:
             maker = None if product is None else product.producer()
             if bias is not None and maker is not None and maker.op_type == "MatMul":
                 found, held = layer(maker), bias.numpy().astype(np.float64)
-                return None if found is None else Folded(found.weight, found.weight_scale, held, np.abs(held))
+                return None if found is None else replace(found, bias=held, bias_scale=np.abs(held))
     return None
 
 
@@ -119,55 +119,39 @@ def _reads(value: ir.Value, side: Piece) -> bool:
     return node is not None and len(side.feeds) == 1 and node.inputs[0] is side.feeds[0]
 
 
-def _judged(
-    name: str, exact: Folded, new: Folded, kind: ir.DataType, factors: tuple[float, float], node: ir.Node
-) -> Recomputed:
+def _judged(name: str, exact: Folded, new: Folded, kind: ir.DataType, factors: tuple[float, float]) -> Recomputed:
     """Compare a layer's two constants with what they should be."""
     unit, least = UNIT_ROUNDOFF[kind], smallest_subnormal(kind)
-    off = new.weight - exact.weight
-    weight = over(off, factors[0] * (unit * exact.weight_scale + least))
+    weight, slopes = _apart(exact, new, factors[0], unit, least)
     star, scale = (np.zeros(1) if v is None else v for v in (exact.bias, exact.bias_scale))
-    shift = (np.zeros(1) if new.bias is None else new.bias) - star
+    held = np.zeros(1) if new.bias is None else new.bias
+    shift = held - star
     bias = over(shift, factors[1] * (unit * scale + least))
-    rows = _by_output(off, node)
-    slopes, offsets = np.abs(rows).sum(axis=1), np.abs(np.broadcast_to(shift.reshape(-1), (rows.shape[0],)))
+    offsets = np.abs(np.broadcast_to(shift.reshape(-1), slopes.shape))
     channel = int(np.argmax(slopes + offsets))
     rescaled = False
-    if max(weight, bias) > 1.0 and (gains := _gains(exact, new, node)) is not None:
-        off, shift = new.weight - exact.weight * gains[0], shift + star - star * gains[1]
-        rescaled = over(off, 2.0 * factors[0] * (unit * exact.weight_scale * gains[0] + least)) <= 1.0
-        rescaled &= over(shift, 2.0 * factors[1] * (unit * scale * gains[1] + least)) <= 1.0
-    return Recomputed(
-        name, weight, bias, float(slopes[channel]), float(offsets[channel]), channel, np.sign(rows[channel]), rescaled
-    )
+    if max(weight, bias) > 1.0 and (gains := _gains(exact, new)) is not None:
+        rescaled = _apart(replace(exact, scale=exact.scale * gains), new, 2.0 * factors[0], unit, least)[0] <= 1.0
+        rescaled &= over(held - star * gains, 2.0 * factors[1] * (unit * scale * gains + least)) <= 1.0
+    one = slice(channel, channel + 1)
+    signs = np.sign(new.star(one) - exact.star(one))[0]
+    return Recomputed(name, weight, bias, float(slopes[channel]), float(offsets[channel]), channel, signs, rescaled)
 
 
-def _gains(exact: Folded, new: Folded, node: ir.Node) -> tuple[Array, Array] | None:
-    """By what each output channel was multiplied, shaped for the weight and for the bias; None unless positive."""
-    mine, other = _by_output(exact.weight, node), _by_output(new.weight, node)
-    power = (mine * mine).sum(axis=1)
-    gains = np.where(power > 0.0, (mine * other).sum(axis=1) / np.where(power > 0.0, power, 1.0), 1.0)
-    if not (np.isfinite(gains).all() and (gains > 0.0).all()):
-        return None
-    ones = np.broadcast_to(gains[:, None], mine.shape)
-    return _as_weight(ones, exact.weight.shape, node), gains
+def _apart(exact: Folded, new: Folded, factor: float, unit: float, least: float) -> tuple[float, Array]:
+    """The largest |W′ − W*| over its limit, and Σ|W′ − W*| of each output channel."""
+    worst, sums = 0.0, []
+    for part in exact.parts():
+        star = exact.star(part)
+        off = new.star(part) - star
+        worst = max(worst, over(off, factor * (unit * np.abs(star) + least)))
+        sums.append(np.abs(off).sum(axis=1))
+    return worst, np.concatenate(sums)
 
 
-def _by_output(off: Array, node: ir.Node) -> Array:
-    """The differences of a weight as one row an output channel."""
-    if node.op_type == "ConvTranspose":
-        group = node.attributes["group"].as_int() if "group" in node.attributes else 1
-        split = off.reshape(group, off.shape[0] // group, off.shape[1], -1)
-        return np.moveaxis(split, 2, 1).reshape(group * off.shape[1], -1)
-    across = node.op_type == "MatMul" or (
-        node.op_type == "Gemm" and not ("transB" in node.attributes and node.attributes["transB"].as_int())
-    )
-    return off.reshape(-1, off.shape[-1]).T if across else off.reshape(off.shape[0], -1)
-
-
-def _as_weight(rows: Array, shape: tuple[int, ...], node: ir.Node) -> Array:
-    """The inverse of `_by_output`."""
-    index = _by_output(np.arange(math.prod(shape), dtype=np.float64).reshape(shape), node).astype(np.int64)
-    flat = np.empty(math.prod(shape))
-    flat[index.reshape(-1)] = rows.reshape(-1)
-    return flat.reshape(shape)
+def _gains(exact: Folded, new: Folded) -> Array | None:
+    """By what each output channel was multiplied; None unless positive."""
+    parts = list(exact.parts())
+    power, common = (np.concatenate([(exact.star(p) * of.star(p)).sum(axis=1) for p in parts]) for of in (exact, new))
+    gains = np.where(power > 0.0, common / np.where(power > 0.0, power, 1.0), 1.0)
+    return gains if np.isfinite(gains).all() and (gains > 0.0).all() else None

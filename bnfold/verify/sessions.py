@@ -61,10 +61,14 @@ class Sessions:
 
         return self._kept(("candidate", provider, level.name), opening)
 
+    def release(self) -> None:
+        """Close what a large model has open, while something else needs the memory."""
+        if self.size > OPEN_BYTES:
+            self._open.clear()
+
     def _kept(self, key: Any, opening: Callable[[], Run]) -> Run:
         if key not in self._open:
-            if self.size > OPEN_BYTES:
-                self._open.clear()
+            self.release()
             self._open[key] = opening()
         return self._open[key]
 
