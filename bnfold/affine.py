@@ -20,8 +20,6 @@ import numpy.typing as npt
 
 from bnfold.arrays import Float64
 
-Array = Float64
-
 
 def collapsed(array: npt.ArrayLike) -> Float64:
     """Return `array` in float64 with size 1 on every axis along which its values are all equal."""

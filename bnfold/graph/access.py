@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from bnfold.affine import Affine, Array
+from bnfold.affine import Affine
+from bnfold.arrays import Array, Float64
 from bnfold.derived import Derived, foldable_dtype, values
 from bnfold.graph.constants import EVALUATE, attr, evaluated
 
@@ -97,7 +97,7 @@ def tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     return None
 
 
-def const(value: ir.Value | None) -> npt.NDArray[Any] | None:
+def const(value: ir.Value | None) -> Array | None:
     """Return the value's constant array: float64, exact, where it is floating; else as stored."""
     held = tensor(value)
     if held is None:
@@ -202,7 +202,7 @@ class Op:
     def has(self, slot: int) -> bool:
         return self.input(slot) is not None
 
-    def const(self, slot: int) -> npt.NDArray[Any] | None:
+    def const(self, slot: int) -> Array | None:
         return const(self.input(slot))
 
     def tensor(self, slot: int) -> ir.TensorProtocol | None:
@@ -242,5 +242,5 @@ def derive(value: ir.Value | None, step: Affine, zeros: tuple[tuple[int, ...], i
     if held is not None:
         return Derived(held, held.dtype, (step,))
     shape, kind = zeros
-    blank: Array = np.zeros(shape)
+    blank: Float64 = np.zeros(shape)
     return Derived(blank, kind, (step,))

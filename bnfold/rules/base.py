@@ -16,7 +16,8 @@ from enum import Enum
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.affine import Affine, Array
+from bnfold.affine import Affine
+from bnfold.arrays import Float64
 from bnfold.graph import Op
 
 
@@ -117,7 +118,7 @@ class Law(Rule):
 Table = dict[str, Rule]
 
 
-def signs(scale: Array) -> Affine:
+def signs(scale: Float64) -> Affine:
     """Return the scale of ones and minus ones that makes `scale` nonnegative: s = σ·|s|."""
     return Affine.of(np.where(scale < 0.0, -1.0, 1.0), 0.0)
 

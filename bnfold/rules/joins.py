@@ -17,7 +17,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bnfold.affine import IDENTITY, Affine, Array
+from bnfold.affine import IDENTITY, Affine
+from bnfold.arrays import Float64
 from bnfold.graph import Op, tensor
 from bnfold.rules.base import Facts, Judgement, Outcome, Reason, Refusal, Rule, Step, Table, signs
 from bnfold.rules.selections import concatenated
@@ -182,7 +183,7 @@ def _concat_hoist(op: Op, demands: Facts) -> Outcome:
         return stop.refusal.on(op.output())
 
 
-def _taking(axis: int, index: range) -> Callable[[Array], Array]:
+def _taking(axis: int, index: range) -> Callable[[Float64], Float64]:
     return lambda a: a if a.shape[axis] == 1 else a.take(index, axis=axis)
 
 

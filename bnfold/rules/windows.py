@@ -12,7 +12,8 @@ import math
 
 import numpy as np
 
-from bnfold.affine import Affine, Array
+from bnfold.affine import Affine
+from bnfold.arrays import Float64
 from bnfold.graph import Op
 from bnfold.rules.base import Facts, Outcome, Reason, Refusal, Rule, Step, Table
 from bnfold.rules.commutes import Guard, Row, commute
@@ -130,7 +131,7 @@ def _resize(op: Op) -> Guard | Refusal:
     return Guard(shift=False, mixed=frozenset(mixed))
 
 
-def _halves(roi: Array | None, count: int) -> tuple[Array, Array]:
+def _halves(roi: Float64 | None, count: int) -> tuple[Float64, Float64]:
     """Split a region of interest into starts and ends; an unknown one leaves every axis cropped."""
     whole = np.full(2 * count, np.nan) if roi is None or roi.size != 2 * count else roi
     return whole[:count], whole[count:]
