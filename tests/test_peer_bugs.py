@@ -54,7 +54,7 @@ def test_a_weight_out_of_the_range_of_its_type_is_refused(gamma: float, largest:
     model = build(_CONV, dtype="float16", constants={**scale, "w": np.full((4, 3, 3, 3), 2.0)})
     result, report = folded(model)
     assert operators(result) == ["Conv", "BatchNormalization"]
-    assert [entry.reason.code for entry in report.entries if entry.reason] == ["out-of-range"]
+    assert [(entry.reason.code, entry.blocking) for entry in report.entries if entry.reason] == [("out-of-range", "w")]
     assert largest in (report.entries[0].detail or "")
 
 
@@ -71,6 +71,8 @@ def test_a_bias_out_of_range_is_refused() -> None:
     mean = np.array([0.0, 0.0, -60000.0, 0.0])
     parameters = {"A_beta": beta, "A_mean": mean, "A_gamma": np.ones(4), "A_var": np.full(4, 0.9375)}
     assert reasons(build(_CONV, dtype="float16", constants=parameters)) == ["out-of-range"]
+    (entry,) = folded(build(_CONV, dtype="float16", constants=parameters))[1].entries
+    assert entry.blocking == "a"  # there is no bias yet
 
 
 # 3

@@ -140,8 +140,9 @@ def _demand(walk: Walk, use: Use, affine: Affine) -> None:
     """Ask the operand in `use` to become `affine` of what it was."""
     node, slot = use
     value = node.inputs[slot]
-    if affine.is_identity or value is None:
+    if affine.is_identity:
         return
+    assert value is not None
     held = tensor(value)
     if held is not None and node not in walk.starts:
         if math.prod(held.shape.numpy()) == 1 and _unmoved(affine, held):
@@ -202,7 +203,7 @@ def _sink(starts: Starts, order: Numbering, settle: bool) -> Walk:
         op = Op(consumer)
         facts = {use[1]: affine for _, use, affine in carried}
         met = source(op)
-        if isinstance(met, Source) and set(facts) == {met.slot}:
+        if isinstance(met, Source):
             walk.route.append(consumer)
             walk.remove(consumer, met)
             _spread(walk, consumer.outputs[0], met.affine @ facts[met.slot], settled=settle and bool(walk.absorbers))
@@ -223,7 +224,7 @@ def _sink(starts: Starts, order: Numbering, settle: bool) -> Walk:
             rest = step.rest.get(use[1], IDENTITY)
             walk.emit(value, rest, [use], whole=rest == facts[use[1]])
         for index, fact in step.passed.items():
-            if index < len(consumer.outputs) and not fact.is_identity:
+            if not fact.is_identity:
                 walk.rescaled[consumer.outputs[index]] = None
                 _spread(walk, consumer.outputs[index], fact, settled=settle and step.absorbs)
     return walk

@@ -110,7 +110,7 @@ class Walk:
     ) -> None:
         """Leave `affine` to be computed on `value`; readers that want the same share one computation."""
         affine = _stored(affine, self.kind(value))
-        if affine.is_identity or not (uses or output):
+        if affine.is_identity:
             return
         same = self.emitted_on.setdefault(value, [])
         for index in same:

@@ -109,6 +109,15 @@ CASES = (
          "(T[N,3,8,8] x) => (T[n,c,h,w] y, T[m,d,p,q] z) { a = Conv(x, w[4,3,1,1])  b = BN(a, A.4)  d = BN(a, A.4)"
          "  y = Relu(b)  z = Sigmoid(d) }", "Conv Relu Sigmoid", "hoist", twin={"d = BN(a, A.4)": "d = BN(a, B.4)"},
          kept="other-readers other-readers", exact=False),
+    case("Conv read by four like BNs",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y, T[m,d,p,q] z, T[i,j,k,l] u, T[e,f,g,o] v) { a = Conv(x, w[4,3,1,1])"
+         "  b = BN(a, A.4)  d = BN(a, A.4)  e = BN(a, A.4)  f = BN(a, A.4)"
+         "  y = Relu(b)  z = Sigmoid(d)  u = Softplus(e)  v = Abs(f) }", "Conv Relu Sigmoid Softplus Abs", "hoist",
+         twin={"g,o] v)": "g,o] v, T[q,r,s,t] p)", "v = Abs(f)": "v = Abs(f)  g = BN(a, A.4)  p = Exp(g)"},
+         exact=False, kept=" ".join(["other-readers"] * 5)),
+    case("a difference of like shifts",
+         "(T[N,4] x, T[N,4] z) => (T[n,c] y) { a = Add(x, k[4])  b = Add(z, k)  d = Sub(a, b)  y = Relu(d) }",
+         "Sub Relu", twin={"Sub(a, b)": "Mul(a, b)"}),
     case("two outputs that are the same",
          "(T[N,3,8,8] x) => (T[n,c,h,w] y, T[m,d,p,q] z) { a = Conv(x, w[4,3,1,1])  y = BN(a, A.4)  z = BN(a, A.4) }",
          "Conv Identity", "hoist", twin={"T[m,d,p,q] z": "T[m,d,p,q] z, T[i,j,k,l] a"},
