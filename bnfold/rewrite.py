@@ -13,9 +13,10 @@ from onnx_ir.passes import common
 
 from bnfold.folding.fold import fold
 from bnfold.folding.frozen import remembered
-from bnfold.folding.report import FoldReport, Merge, record
+from bnfold.folding.report import FoldReport, record
 from bnfold.graph import bodies
 from bnfold.merging.merge import merge as merge_branches
+from bnfold.merging.report import Merge
 
 
 def rewrite(

@@ -28,7 +28,8 @@ import onnxruntime
 from onnx import numpy_helper, parser
 
 from bnfold.arrays import Array
-from bnfold.folding.fold import FoldReport, fold
+from bnfold.folding.fold import fold
+from bnfold.folding.report import FoldReport
 from bnfold.graph import Op, annotate, tensor
 from bnfold.rules.sources import Source, source
 from bnfold.verify.reference import Evaluator

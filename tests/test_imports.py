@@ -62,7 +62,7 @@ def within(name: str, *packages: str) -> bool:
 IMPORTS = {module: imports(module) for module in MODULES}
 
 _ALGEBRA = "affine derived graph rules"
-_LAYERS = f"{_ALGEBRA} folding.commit folding.report merging.costs merging.kernels merging.layers merging.terms"
+_LAYERS = f"{_ALGEBRA} folding.commit merging.costs merging.kernels merging.layers merging.report merging.terms"
 _MERGES = f"{_LAYERS} merging.surgery merging.sizes"
 
 # Importer, and all of this package that it may import besides `arrays`. What is not named may import what it needs.
@@ -88,14 +88,15 @@ MAY = {
     "folding.commit": f"{_ALGEBRA} folding.numbering folding.walk",
     "folding.functions": "graph rules",
     "folding.frozen": "affine graph",
-    "folding.report": "merging.costs rules",
+    "folding.report": "rules",
     "folding.fold": f"{_ALGEBRA} folding",
-    "merging": f"{_ALGEBRA} folding.commit folding.report merging",
+    "merging": f"{_ALGEBRA} folding.commit merging",
     "merging.costs": "",
+    "merging.report": "merging.costs",
     "merging.kernels": "affine merging.costs",
     "merging.sizes": "graph",
     "merging.surgery": "folding.commit graph",
-    "merging.layers": f"{_ALGEBRA} folding.commit folding.report merging.kernels",
+    "merging.layers": f"{_ALGEBRA} folding.commit merging.kernels",
     "merging.terms": _LAYERS,
     "merging.parallel": _MERGES,
     "merging.sequential": _MERGES,

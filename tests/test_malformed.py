@@ -13,7 +13,7 @@ from onnx import numpy_helper
 import bnfold
 from bnfold import io
 from bnfold.errors import ModelError
-from bnfold.folding.fold import FoldReport
+from bnfold.folding.report import FoldReport
 from tests.conftest import conv_bn
 from tests.graphs import build, operators
 

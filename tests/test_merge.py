@@ -12,9 +12,10 @@ import pytest
 from onnx import numpy_helper
 
 import bnfold
-from bnfold.folding.report import COSTS_MORE, FOLD_MAP, FoldReport
+from bnfold.folding.report import FOLD_MAP, FoldReport
 from bnfold.merging.costs import MOVE
 from bnfold.merging.layers import Layer
+from bnfold.merging.report import COSTS_MORE
 from bnfold.rewrite import rewrite
 from tests.graphs import at_runtime, build, dyadic, exact, feeds, operators, seeded
 from tests.merges import CASES, COST, SAME, Graph, image

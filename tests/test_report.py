@@ -623,8 +623,9 @@ def tables_of_everything() -> list[Any]:
     """Every table with names that no terminal is wide enough for."""
     from bnfold.audit.findings import AuditFinding, Code
     from bnfold.bench import BenchReport, Row
-    from bnfold.folding.report import Entry, FoldReport, Merge
+    from bnfold.folding.report import Entry, FoldReport
     from bnfold.merging.costs import Cost
+    from bnfold.merging.report import Merge
     from bnfold.report import tables
     from bnfold.rules.base import Reason
 

@@ -24,13 +24,11 @@ from bnfold.folding.functions import batch_norms_left, inline
 from bnfold.folding.joint import plan_jointly
 from bnfold.folding.numbering import Numbering
 from bnfold.folding.plan import better, plan_hoist, plan_sink
-from bnfold.folding.report import FOLD_MAP, FOLD_MAP_VERSION, Entry, FoldReport, record
+from bnfold.folding.report import Entry, FoldReport, record
 from bnfold.folding.walk import Plan
 from bnfold.graph import BATCH_NORM, Op, annotate, bodies, is_op, label, lists_initializers, node_count
 from bnfold.rules.base import Reason, Refusal
 from bnfold.rules.sources import SOURCES, Source, source
-
-__all__ = ["FOLD_MAP", "FOLD_MAP_VERSION", "Entry", "FoldReport", "fold"]
 
 
 def fold(model: ir.Model, *, freeze_initializers: bool = False) -> FoldReport:

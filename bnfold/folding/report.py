@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
 from bnfold import __version__
-from bnfold.merging.costs import Cost
 from bnfold.rules.base import Reason
+
+if TYPE_CHECKING:
+    from bnfold.merging.report import Merge
 
 FOLD_MAP = "bnfold.fold_map"
 FOLD_MAP_VERSION = 1
@@ -51,47 +53,6 @@ class Entry:
             "blocking": self.blocking,
             "detail": self.detail,
             "hint": self.hint,
-        }
-
-
-COSTS_MORE = "one layer would cost more"
-READ_ELSEWHERE = "a value inside has other readers"
-
-
-@dataclass(frozen=True)
-class Merge:
-    """Layers that became one (an exchange: changed places), or that were left apart with the reason.
-
-    Costs are those of one inference, of values of `itemsize` bytes; both are the same where there is no such layer.
-    """
-
-    law: Literal["sum", "composition", "exchange"]
-    nodes: tuple[str, ...]
-    into: str | None
-    before: Cost
-    after: Cost
-    itemsize: int
-    reason: str | None = None
-
-    @property
-    def cost_before(self) -> float:
-        """The cost model's figure of the layers apart, in multiply-accumulates."""
-        return self.before.total
-
-    @property
-    def cost_after(self) -> float:
-        """The cost model's figure of the one layer."""
-        return self.after.total
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "law": self.law,
-            "nodes": list(self.nodes),
-            "into": self.into,
-            "cost": {"before": self.cost_before, "after": self.cost_after},
-            "macs": {"before": self.before.macs, "after": self.after.macs},
-            "bytes": {"before": self.before.moved * self.itemsize, "after": self.after.moved * self.itemsize},
-            "reason": self.reason,
         }
 
 

@@ -15,10 +15,10 @@ import onnx_ir as ir
 
 from bnfold.affine import Affine, along
 from bnfold.folding.commit import Names
-from bnfold.folding.report import Merge
 from bnfold.graph import Op, label, note, shape
 from bnfold.merging.costs import Cost
 from bnfold.merging.layers import Layer, gives_nothing, range_fault, read, write
+from bnfold.merging.report import Merge
 from bnfold.merging.sequential import BIASED, priced
 from bnfold.merging.sizes import Sizes
 from bnfold.merging.surgery import take_over

@@ -20,10 +20,10 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.folding.commit import Names
-from bnfold.folding.report import Merge
 from bnfold.graph import annotate
 from bnfold.merging.exchange import exchange
 from bnfold.merging.parallel import parallel
+from bnfold.merging.report import Merge
 from bnfold.merging.sequential import sequential
 from bnfold.merging.sizes import Sizes
 

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from bnfold.audit.findings import AuditFinding
     from bnfold.bench import BenchReport
     from bnfold.doctor import Health
-    from bnfold.folding.fold import FoldReport
-    from bnfold.folding.report import Entry
+    from bnfold.folding.report import Entry, FoldReport
     from bnfold.pipeline import Optimized
 
 Renderable = Table | str
