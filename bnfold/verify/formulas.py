@@ -15,16 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from bnfold.arrays import Array, Float64
 from bnfold.graph import tensor
-
-Array = npt.NDArray[np.float64]
 
 # Weights that are compared at once.
 PART = 1 << 20
@@ -39,13 +36,13 @@ class Folded:
     is relative to; both are None where the layer can't hold a bias (MatMul).
     """
 
-    rows: npt.NDArray[Any]
+    rows: Array
     shape: tuple[int, ...]
-    scale: Array
-    bias: Array | None
-    bias_scale: Array | None
+    scale: Float64
+    bias: Float64 | None
+    bias_scale: Float64 | None
 
-    def star(self, part: slice = slice(None)) -> Array:
+    def star(self, part: slice = slice(None)) -> Float64:
         """W* of some output channels [outputs, inputs·taps] in float64."""
         return self.rows[part].astype(np.float64) * self.scale[part, None]
 
@@ -110,7 +107,7 @@ def _plain(linear: ir.Node, alone: Folded) -> bool:
     return True
 
 
-def by_output(weight: npt.NDArray[Any], linear: ir.Node) -> npt.NDArray[Any]:
+def by_output(weight: Array, linear: ir.Node) -> Array:
     """A layer's weight as one row an output channel, without a copy where there are no groups to transpose."""
     if linear.op_type == "ConvTranspose":
         group, outputs = _integer(linear, "group", 1), weight.shape[1]
@@ -130,7 +127,7 @@ def smallest_subnormal(dtype: ir.DataType) -> float:
     return float(ml_dtypes.finfo(dtype.numpy()).smallest_subnormal)  # type: ignore[no-untyped-call]
 
 
-def _array(value: ir.Value | None) -> Array | None:
+def _array(value: ir.Value | None) -> Float64 | None:
     held = stored(value)
     return None if held is None else held.numpy().astype(np.float64)
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from bnfold import runtime
+from bnfold.arrays import Array
 from bnfold.inputs import feeds
 from bnfold.inputs.feeds import Sample
 from bnfold.io import Source, load, nbytes
 from bnfold.providers import DETERMINISM
 from bnfold.verify import abreast, certificate, compare, contract
 from bnfold.verify.judgement import judge
-from bnfold.verify.kernels.base import Array, Unsupported, is_float
+from bnfold.verify.kernels.base import Unsupported, is_float
 from bnfold.verify.levels import Level, chosen
 from bnfold.verify.local import Local
 from bnfold.verify.options import LOCAL_KINDS, Options

@@ -18,9 +18,10 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from bnfold.arrays import Array
 from bnfold.graph import BATCH_NORM, dtype, is_op
 from bnfold.verify.formulas import LINEAR, Folded, folded, layer, smallest_subnormal, stored
-from bnfold.verify.kernels.base import Array, Unsupported
+from bnfold.verify.kernels.base import Unsupported
 from bnfold.verify.precision import UNIT_ROUNDOFF
 from bnfold.verify.probe import AFFINE, Recomputed, over, probed
 from bnfold.verify.structure import attribute_differences
