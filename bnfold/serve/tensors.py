@@ -5,6 +5,7 @@ Text is an object array of `str`; bfloat16 is ml_dtypes'. Whatever does not fit 
 
 from __future__ import annotations
 
+import marshal
 import math
 import struct
 from collections.abc import Sequence
@@ -50,6 +51,9 @@ _JSON_TYPES: dict[str, frozenset[type]] = {
     "O": frozenset({str}),
 }
 _MAX_RANK = 64  # numpy's
+# How marshal writes a list of floats: a tag and the length, then for each a tag and the value.
+_MARSHAL_HEAD = 5
+_MARSHALLED = np.dtype([("tag", "u1"), ("value", "<f8")])
 
 
 def shape_of(value: Any, name: str) -> tuple[int, ...]:
@@ -101,10 +105,10 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Ar
     dtype = dtype_of(datatype, name)
     if not isinstance(data, list):
         raise Refused(f"input {name!r}: data must be a list")
-    flat, kinds = data, set(map(type, data))
-    if list in kinds:
-        flat = _flat(name, shape, data)
-        kinds = set(map(type, flat))
+    flat = _flat(name, shape, data) if data and type(data[0]) is list else data
+    if dtype.kind in "fV" and (doubles := _doubles(flat)) is not None:
+        return _rounded(name, datatype, shape, doubles)
+    kinds = set(map(type, flat))
     if not kinds <= _JSON_TYPES[dtype.kind]:
         wrong = sorted(kind.__name__ for kind in kinds - _JSON_TYPES[dtype.kind])
         raise Refused(f"input {name!r}: a value that is {' or '.join(wrong)} is no {datatype}")
@@ -114,24 +118,18 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Ar
 def from_values(name: str, datatype: str, shape: tuple[int, ...], flat: Sequence[Any]) -> Array:
     """Make an array of values of the right Python type, each in the range of `datatype`."""
     dtype = DTYPES[datatype]
-    if len(flat) != math.prod(shape):
-        raise Refused(f"input {name!r}: {len(flat)} values, but shape {list(shape)} has {math.prod(shape)}")
     if datatype == TEXT:
+        _check_count(name, shape, len(flat))
         array = np.empty(len(flat), object)
         array[:] = [_encodable(name, text) for text in flat]
         return array.reshape(shape)
     try:
-        if dtype.kind not in "fV":
-            return np.array(flat, dtype).reshape(shape)
-        exact = np.array(flat, np.float64)
+        if dtype.kind in "fV":
+            return _rounded(name, datatype, shape, np.array(flat, np.float64))
+        _check_count(name, shape, len(flat))
+        return np.array(flat, dtype).reshape(shape)
     except OverflowError:
         raise Refused(f"input {name!r}: a value is out of the range of {datatype}") from None
-    with np.errstate(over="ignore", invalid="ignore"):
-        array = exact.astype(dtype)
-    # A number too large for the type is a mistake; an infinity that was sent is not.
-    if not np.array_equal(np.isinf(array), np.isinf(exact)):
-        raise Refused(f"input {name!r}: a value is out of the range of {datatype}")
-    return array.reshape(shape)
 
 
 def to_json(array: Array) -> Array | list[Any]:
@@ -140,6 +138,40 @@ def to_json(array: Array) -> Array | list[Any]:
         texts: list[Any] = array.ravel().tolist()
         return texts
     return np.ascontiguousarray(array.astype(np.float32) if array.dtype.kind == "V" else array).ravel()
+
+
+def _doubles(flat: list[Any]) -> Array | None:
+    """The values of a list that holds floats and nothing else, None for any other list.
+
+    marshal writes a float as its tag and eight bytes, so that one pass in C checks the types and copies the values: a
+    third of what a set of the types and numpy's own reading of the list take.
+    """
+    if not flat or type(flat[0]) is not float or type(flat[-1]) is not float:
+        return None
+    try:
+        written = np.frombuffer(marshal.dumps(flat, 2), np.uint8)[_MARSHAL_HEAD:]
+    except ValueError:  # nested too deep
+        return None
+    if len(written) != len(flat) * _MARSHALLED.itemsize:
+        return None
+    records = written.view(_MARSHALLED)
+    return records["value"].copy() if bool((records["tag"] == ord("g")).all()) else None
+
+
+def _rounded(name: str, datatype: str, shape: tuple[int, ...], exact: Array) -> Array:
+    _check_count(name, shape, len(exact))
+    dtype = DTYPES[datatype]
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = exact.astype(dtype)
+    # A number too large for the type is a mistake; an infinity that was sent is not.
+    if not np.array_equal(np.isinf(array), np.isinf(exact)):
+        raise Refused(f"input {name!r}: a value is out of the range of {datatype}")
+    return array.reshape(shape)
+
+
+def _check_count(name: str, shape: tuple[int, ...], count: int) -> None:
+    if count != math.prod(shape):
+        raise Refused(f"input {name!r}: {count} values, but shape {list(shape)} has {math.prod(shape)}")
 
 
 def _flat(name: str, shape: tuple[int, ...], data: list[Any]) -> list[Any]:
