@@ -148,6 +148,9 @@ def matmul(draw: Draw) -> Made:
     kind = draw.of("left", "right", "right", "both", "attention", "vector")
     if kind == "vector":
         call, held, moved = draw.of(("(w, x)", [k], b), ("(w, x)", a, [k]), ("(x, w)", [k], a), ("(x, w)", b, [k]))
+        if draw.of(True, False):
+            left, right = (held, moved) if call == "(w, x)" else (moved, held)
+            return graph("y = MatMul(x, z)", value("x", left), value("z", right), rank=len(held) + len(moved) - 2)
         return _weight(draw, held, "MatMul", call, value("x", moved), rank=len(held) + len(moved) - 2)
     if kind == "left":
         return _weight(draw, a, "MatMul", "(w, x)", value("x", b), rank=rank)
@@ -162,6 +165,9 @@ def _attention(draw: Draw, a: list[int], b: list[int], rank: int) -> Made:
     """A product with a Softmax, over the contracted axis or another, on either side, directly or transposed."""
     if draw.of(True, False):
         over, between = draw.of(-1, -1, -2), draw.of("Identity", "Neg")
+        if draw.size(0, 3) == 0:  # the default is all axes but the first before opset 13, then the last
+            return graph("p = Softmax(s)  y = MatMul(p, x)", value("s", a), value("x", b), rank=rank,
+                         opset=draw.of(21, 11))  # fmt: skip
         return graph(f"p = Softmax <axis = {over}> (s)  i = {between}(p)  y = MatMul(i, x)", value("s", a),
                      value("x", b), rank=rank, opset=draw.of(21, 11) if over == -1 else 21)  # fmt: skip
     if draw.of(True, False):

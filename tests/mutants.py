@@ -42,7 +42,7 @@ FORMULAS: tuple[tuple[str, str, str], ...] = (
     ("rules/bilinear.py", 'inner.type != "Identity" and', 'inner.type not in ("Identity", "Neg") and'),
     ("folding/plan.py", "whole=rest == facts[use[1]]", "whole=True"),
     ("folding/commit.py", 'value.name = names.folded(value.name)', "pass"),
-    ("folding/commit.py", "while name in self.taken:", "while False:"),
+    ("graph/surgery.py", "while name in self.taken:", "while False:"),
 )
 
 
@@ -115,7 +115,8 @@ def _places(tree: ast.Module) -> Iterator[tuple[str, ast.expr, str]]:
                 elif isinstance(node, ast.BoolOp):
                     silent = "True" if isinstance(node.op, ast.And) else "False"
                     for operand in node.values:
-                        if not isinstance(operand, ast.Constant):  # what stands at the end of `x or 0` is no guard
+                        # What stands at the end of `x or 0` is no guard.
+                        if not isinstance(operand, ast.Constant) and ast.unparse(operand) not in ("()", "{}"):
                             yield where, operand, silent
                 elif isinstance(node, ast.IfExp):
                     yield where, node.test, "False"

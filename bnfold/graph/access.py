@@ -199,6 +199,12 @@ class Op:
     def output(self, index: int = 0) -> ir.Value:
         return self.node.outputs[index]
 
+    def maker(self, slot: int) -> Op | None:
+        """Return the operator that computes an input, if one does."""
+        value = self.input(slot)
+        producer = None if value is None else value.producer()
+        return None if producer is None else Op(producer)
+
     def has(self, slot: int) -> bool:
         return self.input(slot) is not None
 

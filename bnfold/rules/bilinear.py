@@ -9,8 +9,6 @@ such as a Where that zeroes rows, is a barrier, because the rows then need not s
 
 from __future__ import annotations
 
-import onnx_ir as ir
-
 from bnfold.affine import IDENTITY, Affine
 from bnfold.graph import Op
 from bnfold.rules.base import Facts, Outcome, Reason, Refusal, Rule, Step, Table
@@ -21,16 +19,15 @@ def _ranks(op: Op) -> tuple[int, int] | Refusal:
     """The ranks of both operands; a vector has no law, because the product lacks its axis."""
     left, right = op.rank(0), op.rank(1)
     if left is None or right is None:
-        return Refusal(Reason.UNKNOWN_SHAPE).on(op.input(1 if left is not None else 0))
+        return Refusal(Reason.UNKNOWN_SHAPE, detail="the rank of an operand of MatMul is not known")
     if left < 2 or right < 2:
-        return Refusal(Reason.AXIS, detail="a product of a vector contracts it whole").on(op.output())
+        return Refusal(Reason.AXIS, detail="a product of a vector contracts it whole")
     return left, right
 
 
-def softmax_over(value: ir.Value | None, axis: int, rank: int) -> bool:
-    """Whether a value of `rank` is a Softmax over `axis`, counted from the front."""
-    while value is not None and (producer := value.producer()) is not None:
-        inner = Op(producer)
+def softmax_over(op: Op, slot: int, axis: int, rank: int) -> bool:
+    """Whether an operand of `rank` is a Softmax over `axis`, counted from the front."""
+    while (inner := op.maker(slot)) is not None:
         if inner.type == "Softmax":
             # Before opset 13 all axes from the named one on are taken together.
             since_13 = inner.opset >= 13
@@ -39,7 +36,7 @@ def softmax_over(value: ir.Value | None, axis: int, rank: int) -> bool:
             axis = list(inner.attr("perm") or reversed(range(rank)))[axis]
         elif inner.type != "Identity" and not (inner.type == "Dropout" and inference(inner)):
             return False
-        value = inner.input(0)
+        op, slot = inner, 0
     return False
 
 
@@ -50,18 +47,16 @@ def _contracted(slot: int, rank: int) -> int:
 
 def _averages(op: Op, slot: int, ranks: tuple[int, int]) -> bool:
     """Whether the operand in `slot` is a Softmax over the axis that the product contracts."""
-    return softmax_over(op.input(slot), _contracted(slot, ranks[slot]), ranks[slot])
+    return softmax_over(op, slot, _contracted(slot, ranks[slot]), ranks[slot])
 
 
-def _operand(op: Op, slot: int, affine: Affine, ranks: tuple[int, int]) -> Affine | Refusal:
-    """Express an affine of the product on one operand: it may vary along the operand's kept axis and its batch."""
-    value, rank, mine = op.input(slot), max(ranks), ranks[slot]
-    known = op.shape(slot) or ()
-    for axis in affine.axes(rank):
+def _operand(op: Op, slot: int, affine: Affine, ranks: tuple[int, int]) -> Affine | None:
+    """Express an affine of the product on one operand, if it varies along the operand's kept axis and batch only."""
+    rank, mine, known = max(ranks), ranks[slot], op.shape(slot) or ()
+    for axis in affine.axes(rank) - {rank - 2 if slot == 0 else rank - 1}:
         origin = axis - rank + mine
-        batch = 0 <= origin < mine - 2 and isinstance(size := known[origin], int) and size != 1
-        if not batch and axis != rank - (2 if slot == 0 else 1):
-            return Refusal(Reason.AXIS, detail=f"operand {slot} of MatMul has no axis {axis} of its product").on(value)
+        if not (0 <= origin < mine - 2 and isinstance(size := known[origin], int) and size != 1):
+            return None
     return affine.at(mine)
 
 
@@ -70,15 +65,14 @@ def _hoist(op: Op, demands: Facts) -> Outcome | list[Step]:
     if isinstance(ranks, Refusal):
         return ranks
     for slot in (1, 0):
-        if wanted.shifts and _averages(op, 1 - slot, ranks):
-            whole = _operand(op, slot, wanted, ranks)
-            return whole if isinstance(whole, Refusal) else Step(passed={slot: whole})
+        whole = _operand(op, slot, wanted, ranks)
+        if whole is not None and _averages(op, 1 - slot, ranks):
+            return Step(passed={slot: whole})
     if not wanted.scales:
-        return Refusal(Reason.SHIFT, detail="a product of two values passes no shift").on(op.output())
-    rest = {0: wanted.shifting} if wanted.shifts else {}
-    parts = [(slot, _operand(op, slot, wanted.scaling, ranks)) for slot in (0, 1)]
-    steps = [Step(passed={slot: part}, rest=rest) for slot, part in parts if isinstance(part, Affine)]
-    return steps or next(part for _, part in parts if isinstance(part, Refusal))
+        return Refusal(Reason.SHIFT, detail="a product of two values passes no shift")
+    parts = {slot: _operand(op, slot, wanted.scaling, ranks) for slot in (0, 1)}
+    steps = [Step(passed={slot: part}, rest={0: wanted.shifting}) for slot, part in parts.items() if part is not None]
+    return steps or Refusal(Reason.AXIS, detail="neither operand of MatMul has the axes of the affine")
 
 
 def _sink(op: Op, facts: Facts) -> Outcome:
@@ -88,7 +82,7 @@ def _sink(op: Op, facts: Facts) -> Outcome:
     for slot, fact in facts.items():
         if _contracted(slot, ranks[slot]) in fact.axes(ranks[slot]):
             return Refusal(Reason.AXIS, detail="the affine varies along the contracted axis").on(op.input(slot))
-        if fact.shifts and (len(facts) > 1 or not _averages(op, 1 - slot, ranks)):
+        if fact.shifts and not _averages(op, 1 - slot, ranks):
             return Refusal(Reason.SHIFT, detail="a product of two values passes no shift").on(op.input(slot))
         total = total @ fact
     return Step(passed={0: total})

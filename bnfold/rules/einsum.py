@@ -111,7 +111,7 @@ def _averages(op: Op, equation: Equation, slot: int) -> bool:
     if len(summed) != 1 or summed not in mine:
         return False
     lengths = {_size(op, slot, mine, summed), _size(op, 1 - slot, other, summed)}
-    return len(lengths - {None}) == len(lengths) == 1 and softmax_over(op.input(slot), mine.index(summed), len(mine))
+    return len(lengths - {None}) == len(lengths) == 1 and softmax_over(op, slot, mine.index(summed), len(mine))
 
 
 def _size(op: Op, slot: int, labels: str, label: str) -> int | str | None:
@@ -151,7 +151,7 @@ def _sink(op: Op, facts: Facts) -> Outcome:
         labels = equation.operands[slot]
         if any(labels[axis] not in equation.product for axis in fact.axes(len(labels))):
             return Refusal(Reason.AXIS, detail="the affine varies along a label that Einsum sums").on(op.input(slot))
-        if fact.shifts and (len(facts) > 1 or not _averages(op, equation, 1 - slot)):
+        if fact.shifts and not _averages(op, equation, 1 - slot):
             return Refusal(Reason.SHIFT, detail="a product of two values passes no shift").on(op.input(slot))
         total = total @ fact.map(_following(labels, equation.product))
     return Step(passed={0: total})

@@ -40,13 +40,11 @@ def weight(op: Op, slot: int) -> Weight | Refusal:
     held = tensor(value)
     if held is not None:
         return _stored(op, slot, held)
-    producer = None if value is None else value.producer()
-    if producer is not None:
-        maker = Op(producer)
-        if maker.type == "DequantizeLinear" and maker.tensor(0) is not None:
-            return _dequantized(op, slot, maker)
-        if maker.type == "Transpose":
-            return _transposed(op, maker)
+    maker = op.maker(slot)
+    if maker is not None and maker.type == "DequantizeLinear" and maker.tensor(0) is not None:
+        return _dequantized(op, maker)
+    if maker is not None and maker.type == "Transpose":
+        return _transposed(op, maker)
     reason = Reason.OVERRIDABLE if overridable(value) else Reason.VARIABLE
     return Refusal(reason, detail=f"input {slot} of {op.type} is not a constant").on(value)
 
@@ -81,7 +79,7 @@ def _stored(op: Op, slot: int, held: ir.TensorProtocol) -> Weight:
     return Weight(tuple(held.shape.numpy()), held.dtype, lambda: values(held), scaled)
 
 
-def _dequantized(op: Op, slot: int, dequantize: Op) -> Weight | Refusal:
+def _dequantized(op: Op, dequantize: Op) -> Weight | Refusal:
     codes, step, zero = (tensor(dequantize.input(k)) for k in range(3))
     output = dequantize.output()
     if codes is None or step is None or (dequantize.has(2) and zero is None):

@@ -83,6 +83,35 @@ CASES = (
     case("attention into V", _ATTENTION + "v = MatMul(x, w[3,4])  b = Add(v, k[4])  a = MatMul(p, b)  d = Mul(a, u[4])"
          "  y = Add(d, t[4]) }", "Softmax MatMul MatMul Add", twin={"axis = -1": "axis = 1"}, exact=False,
          left="Softmax MatMul Add MatMul Add"),
+    *(case(f"attention by a Softmax {name}",
+           _ATTENTION.replace("Softmax <axis = -1>", softmax) + "v = MatMul(x, w[3,4])  b = Add(v, k[4])"
+           "  a = MatMul(p, b)  y = Add(a, t[4]) }", "Softmax MatMul MatMul Add", twin=twin, exact=False,
+           left="Softmax MatMul Add MatMul Add", **options)
+      for name, softmax, twin, options in (
+          ("without an axis", "Softmax", {}, {"twin_opset": 11}),
+          ("of opset 11", "Softmax <axis = 2>", {"axis = 2": "axis = 1"}, {"opset": 11}))),
+    case("attention through a Dropout", _ATTENTION.replace("p = S", "q = S") + "p = Dropout(q, 0.5, r)"
+         "  v = MatMul(x, w[3,4])  b = Add(v, k[4])  a = MatMul(p, b)  y = Add(a, t[4]) }",
+         "Softmax Dropout MatMul MatMul Add", twin={}, exact=False, constants={"r": np.array(False)},
+         twin_constants={"r": np.array(True)}, left="Softmax Dropout MatMul Add MatMul Add"),
+    case("attention through a Transpose that reverses",
+         "(T[5,4] s, T[5,3] x) => (T[n,c] y) { q = Softmax <axis = 0> (s)  p = Transpose(q)  v = MatMul(x, w[3,4])"
+         "  b = Add(v, k[4])  a = MatMul(p, b)  y = Add(a, t[4]) }", "Softmax Transpose MatMul MatMul Add", exact=False,
+         twin={"axis = 0": "axis = 1"}, left="Softmax Transpose MatMul Add MatMul Add"),
+    case("MatMul of two values, a scale of the batch",
+         "(T[2,5,3] x, T[2,4,6] z) => (T[n,t,c] y) { q = MatMul(x, w[2,3,4])  a = MatMul(q, z)"
+         "  y = Mul(a, s[2,1,1]) }", "MatMul MatMul", left="MatMul MatMul Mul",
+         twin={"T[2,5,3] x": "T[1,5,3] x", "w[2,3,4]": "w[3,4]"}),
+    case("MatMul of two values, a scale of two batches",
+         "(T[2,1,5,3] x, T[1,3,3,6] z) => (T[b,n,t,c] y) { q = MatMul(x, w[2,1,3,3])  a = MatMul(q, z)"
+         "  y = Mul(a, s[2,1,1,1]) }", "MatMul MatMul", twin={"s[2,1,1,1]": "s[2,3,1,1]"}, left="MatMul MatMul Mul"),
+    # What would leave nothing but a shift behind passes nothing at all: the value in front keeps its name.
+    *(case(f"{call}, BN that only shifts",
+           f"(T[N,5,5] x, T[N,5,5] z) => (T[n,t,c] y) {{ a = {call}  y = BN(a, A.5) }}",
+           f"{call.partition('(')[0]} Add", "hoist", left=f"{call.partition('(')[0]} Add", exact=False,
+           constants={"A_gamma": np.ones(5), "A_var": np.full(5, 1.0 - 0.0625)},
+           twin={"=> (T": "=> (T[m,s,d] a, T"})
+      for call in ("MatMul(x, z)", "Mul(x, z)", "Div(x, z)", "Relu(x)", "Clip(x, 0.)")),
     case("attention of a BN", _ATTENTION + "b = Transpose <perm = [0,2,1]> (x)  d = BN(b, A.3)"
          "  v = Transpose <perm = [0,2,1]> (d)  a = MatMul(p, v)  y = MatMul(a, u[3,2]) }",
          "Softmax Transpose Transpose MatMul MatMul Add", "sink", twin={"Softmax <axis = -1>": "Sigmoid"},
