@@ -62,8 +62,8 @@ def within(name: str, *packages: str) -> bool:
 IMPORTS = {module: imports(module) for module in MODULES}
 
 _ALGEBRA = "affine derived graph rules"
-_LAYERS = f"{_ALGEBRA} folding.commit merging.costs merging.kernels merging.layers merging.report merging.terms"
-_MERGES = f"{_LAYERS} merging.surgery merging.sizes"
+_LAYERS = f"{_ALGEBRA} merging.costs merging.kernels merging.layers merging.report merging.terms"
+_MERGES = f"{_LAYERS} merging.sizes"
 
 # Importer, and all of this package that it may import besides `arrays`. What is not named may import what it needs.
 MAY = {
@@ -78,6 +78,7 @@ MAY = {
     "graph.soundness": "errors",
     "graph.skeleton": "graph.operators graph.soundness",
     "graph.access": "affine derived graph.constants",
+    "graph.surgery": "graph.access",
     "graph.shapes": "graph.access graph.constants",
     "rules": f"{_ALGEBRA} errors",
     "folding.numbering": "",
@@ -90,13 +91,12 @@ MAY = {
     "folding.frozen": "affine graph",
     "folding.report": "rules",
     "folding.fold": f"{_ALGEBRA} folding",
-    "merging": f"{_ALGEBRA} folding.commit merging",
+    "merging": f"{_ALGEBRA} merging",
     "merging.costs": "",
     "merging.report": "merging.costs",
     "merging.kernels": "affine merging.costs",
     "merging.sizes": "graph",
-    "merging.surgery": "folding.commit graph",
-    "merging.layers": f"{_ALGEBRA} folding.commit merging.kernels",
+    "merging.layers": f"{_ALGEBRA} merging.kernels",
     "merging.terms": _LAYERS,
     "merging.parallel": _MERGES,
     "merging.sequential": _MERGES,

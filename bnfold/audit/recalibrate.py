@@ -26,10 +26,10 @@ from bnfold.audit.health import dead_gamma
 from bnfold.audit.moments import Moments
 from bnfold.audit.observe import Site, observe, sites
 from bnfold.errors import ModelError
-from bnfold.folding.commit import Names
 from bnfold.folding.frozen import Frozen, nodes, recorded, write
 from bnfold.folding.report import FOLD_MAP, SOURCE_DIGEST
 from bnfold.graph import bodies, dtype, label, shape
+from bnfold.graph.surgery import Names
 from bnfold.rewrite import rewrite
 
 MEAN, VAR = 3, 4

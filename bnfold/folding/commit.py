@@ -7,8 +7,7 @@ that a shared weight keeps serving its other readers.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -16,38 +15,8 @@ from bnfold.arrays import Float64
 from bnfold.derived import Derived
 from bnfold.folding.numbering import Numbering
 from bnfold.folding.walk import Emission, Plan
-from bnfold.graph import dtype, home, label, lists_initializers, note
-
-
-@dataclass
-class Names:
-    """Every name of a model, to find fresh ones."""
-
-    taken: set[str] = field(default_factory=set)
-
-    @staticmethod
-    def of(model: ir.Model) -> Names:
-        names = Names()
-        for graph in (*model.graphs(), *(function.graph for function in model.functions.values())):
-            names.taken.update(value.name or "" for value in (*graph.inputs, *graph.initializers.values()))
-            for node in graph:
-                names.taken.add(node.name or "")
-                names.taken.update(value.name or "" for value in node.outputs)
-        return names
-
-    def fresh(self, base: str) -> str:
-        """Return `base`, or `base_1`, `base_2` …: the first that nothing bears."""
-        name, count = base, 0
-        while name in self.taken:
-            count += 1
-            name = f"{base}_{count}"
-        self.taken.add(name)
-        return name
-
-
-    def folded(self, base: str | None) -> str:
-        """Return a fresh name for what comes to stand in another's place, however often that happens."""
-        return self.fresh(re.sub(r"_folded(_\d+)?$", "", base or "") + "_folded")
+from bnfold.graph import dtype, label, note
+from bnfold.graph.surgery import Names, constant
 
 
 @dataclass(frozen=True)
@@ -118,19 +87,6 @@ def _edit(plan: Plan, names: Names) -> list[Change]:
         node.replace_input_with(slot, new)
         changes.append(Change(label(node), slot, old, new.name or "", edit.formula))
     return changes
-
-
-def constant(tensor: ir.TensorProtocol, name: str, graph: ir.Graph | ir.Function | None) -> ir.Value:
-    """Register a new initializer in a graph."""
-    assert isinstance(graph, ir.Graph)
-    graph = home(graph)
-    tensor.name = name
-    assert isinstance(tensor.shape, ir.Shape)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    if lists_initializers(graph):
-        graph.inputs.append(value)
-    return value
 
 
 def _emit(emission: Emission, plan: Plan, labels: dict[ir.Value, str], names: Names, order: Numbering) -> list[ir.Node]:

@@ -18,7 +18,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from bnfold.folding.commit import Committed, Names, commit
+from bnfold.folding.commit import Committed, commit
 from bnfold.folding.frozen import remembered
 from bnfold.folding.functions import batch_norms_left, inline
 from bnfold.folding.joint import plan_jointly
@@ -26,7 +26,8 @@ from bnfold.folding.numbering import Numbering
 from bnfold.folding.plan import better, plan_hoist, plan_sink
 from bnfold.folding.report import Entry, FoldReport, record
 from bnfold.folding.walk import Plan
-from bnfold.graph import BATCH_NORM, Op, annotate, bodies, is_op, label, lists_initializers, node_count
+from bnfold.graph import BATCH_NORM, Op, annotate, bodies, is_op, label, node_count
+from bnfold.graph.surgery import Names, drop_unread
 from bnfold.rules.base import Reason, Refusal
 from bnfold.rules.sources import SOURCES, Source, source
 
@@ -42,7 +43,7 @@ def fold(model: ir.Model, *, freeze_initializers: bool = False) -> FoldReport:
     with remembered(model):
         folding = _Folding(model)
         folding.run()
-        _drop_dead(model, folding.dropped_inputs)
+        drop_unread(folding.dropped_inputs)
     after = node_count(model)
     entries = tuple(folding.entry(node) for node in folding.batch_norms) + tuple(
         Entry(label(node), BATCH_NORM, None, "kept", reason=Reason.FUNCTION, blocking=node.outputs[0].name,
@@ -189,25 +190,3 @@ def _freeze(model: ir.Model) -> int:
     before = len(model.graph.inputs)
     common.RemoveInitializersFromInputsPass()(model)
     return before - len(model.graph.inputs)
-
-
-def _drop_dead(model: ir.Model, candidates: list[ir.Value]) -> None:
-    """Remove the constants that folding left without a reader, with the arithmetic that made them."""
-    work = list(dict.fromkeys(candidates))
-    while work:
-        value = work.pop()
-        listed = value.is_initializer() and lists_initializers(value.graph)
-        if value.uses() or value.is_graph_output() or (value.is_graph_input() and not listed):
-            continue
-        producer = value.producer()
-        if value.is_initializer():
-            graph = value.graph
-            if graph is not None and value.name and value.name in graph.initializers:
-                del graph.initializers[value.name]
-                if listed and isinstance(graph, ir.Graph):
-                    graph.inputs.remove(value)
-        elif producer is not None and producer.graph is not None:
-            if any(output.uses() or output.is_graph_output() for output in producer.outputs):
-                continue
-            work += [operand for operand in producer.inputs if operand is not None]
-            producer.graph.remove(producer, safe=True)

@@ -14,14 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import Affine, along
-from bnfold.folding.commit import Names
 from bnfold.graph import Op, label, note, shape
+from bnfold.graph.surgery import Names, take_over
 from bnfold.merging.costs import Cost
 from bnfold.merging.layers import Layer, gives_nothing, range_fault, read, write
 from bnfold.merging.report import Merge
 from bnfold.merging.sequential import BIASED, priced
 from bnfold.merging.sizes import Sizes
-from bnfold.merging.surgery import take_over
 from bnfold.merging.terms import Term, term
 from bnfold.rules import rule_for
 from bnfold.rules.base import Step

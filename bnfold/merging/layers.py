@@ -16,9 +16,9 @@ import onnx_ir as ir
 from bnfold.affine import IDENTITY
 from bnfold.arrays import Float64
 from bnfold.derived import Derived, foldable_dtype
-from bnfold.folding.commit import Names, constant
 from bnfold.graph import Op, dtype, is_op, label, note
 from bnfold.graph.constants import FAULTS
+from bnfold.graph.surgery import Names, constant
 from bnfold.merging.kernels import Form, Ints, Kernel
 from bnfold.rules import rule_for
 from bnfold.rules.base import Step

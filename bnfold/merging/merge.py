@@ -19,8 +19,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.folding.commit import Names
 from bnfold.graph import annotate
+from bnfold.graph.surgery import Names
 from bnfold.merging.exchange import exchange
 from bnfold.merging.parallel import parallel
 from bnfold.merging.report import Merge

@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from bnfold.folding.commit import Names
 from bnfold.graph import is_op, label, note, shape
+from bnfold.graph.surgery import Names, take_over
 from bnfold.merging.costs import Cost
 from bnfold.merging.kernels import Form, Kernel, total, total_form
 from bnfold.merging.layers import Layer, preferred, range_fault, write
 from bnfold.merging.report import COSTS_MORE, READ_ELSEWHERE, Merge
 from bnfold.merging.sizes import Sizes
-from bnfold.merging.surgery import take_over
 from bnfold.merging.terms import Term, affine_of, private, shared, term
 
 SUMS = ("Add", "Sub", "Sum")

@@ -12,13 +12,12 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.folding.commit import Names
 from bnfold.graph import label
+from bnfold.graph.surgery import Names, take_over
 from bnfold.merging.kernels import composed, composed_form
 from bnfold.merging.layers import Layer, preferred, range_fault, read, write
 from bnfold.merging.report import COSTS_MORE, READ_ELSEWHERE, Merge
 from bnfold.merging.sizes import Sizes
-from bnfold.merging.surgery import take_over
 from bnfold.merging.terms import Term, shared, term
 
 BIASED = "the bias between them would differ at the padded border"
