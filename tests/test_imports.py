@@ -76,7 +76,7 @@ MAY = {
     "graph.constants": "",
     "graph.operators": "",
     "graph.soundness": "errors",
-    "graph.skeleton": "graph.operators graph.soundness",
+    "graph.skeleton": "affine derived graph.operators graph.soundness",
     "graph.access": "affine derived graph.constants",
     "graph.surgery": "graph.access",
     "graph.shapes": "graph.access graph.constants",
@@ -143,6 +143,24 @@ ONLY = {
 
 def allowed(importer: str) -> list[str]:
     return [f"bnfold.{name}" for name in ("arrays", *MAY[importer].split())]
+
+
+def lines() -> list[list[str]]:
+    """The picture of the layers in docs/design.md, from the top."""
+    page = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8")
+    picture = page.partition("## Who imports whom")[2].split("```")[1]
+    return [line.split(" · ") for line in picture.strip().splitlines()]
+
+
+def test_every_layer_imports_only_from_the_lines_below_it() -> None:
+    depth = {layer: number for number, line in enumerate(lines()) for layer in line}
+    arrows = {
+        (module.split(".")[1], name.split(".")[1])
+        for module, found in IMPORTS.items() for name in found
+        if module not in ("bnfold", "bnfold.__main__") and within(name, "bnfold") and name != "bnfold"
+    }  # fmt: skip
+    assert {layer for arrow in arrows for layer in arrow} == depth.keys()
+    assert [arrow for arrow in arrows if arrow[0] != arrow[1] and depth[arrow[0]] >= depth[arrow[1]]] == []
 
 
 @pytest.mark.parametrize("importer", MAY)
