@@ -81,8 +81,9 @@ def _watcher(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
 def _shadow(found: Mapping[str, Any]) -> str:
     if not found["compared"]:
         return "no request was compared with the original yet"
+    other = "" if found["is_source"] is not False else ", and that is not the file that this model was made of"
     worst = "" if found["worst_ratio"] is None else f", worst error {figure(found['worst_ratio'], 2)} of its limit"
-    return f"{found['differ']} of {found['compared']} compared answers differ from the original's{worst}"
+    return f"{found['differ']} of {found['compared']} compared answers differ from the original's{worst}{other}"
 
 
 def _drift(found: Mapping[str, Any]) -> str:

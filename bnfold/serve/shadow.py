@@ -23,7 +23,7 @@ from bnfold import runtime
 from bnfold.arrays import Array
 from bnfold.errors import ModelError
 from bnfold.inputs.feeds import Sample
-from bnfold.io import load
+from bnfold.io import digest, load
 from bnfold.providers import TF32_UNIT, named
 from bnfold.serve import log
 from bnfold.serve.background import Background
@@ -75,6 +75,14 @@ class Twin:
     judged: int = 0
     compared: int = 0
     share: dict[str, float] = field(default_factory=dict)
+    # What the served model's certificate names as its source, None without one, and what this file is.
+    certified: str | None = None
+    digest: str = ""
+
+    @property
+    def is_source(self) -> bool | None:
+        """Whether the served model was made of this very file; None if it does not say."""
+        return None if self.certified is None else self.certified == self.digest
 
     @classmethod
     def of(cls, path: Path, model: Model) -> Twin:
@@ -90,7 +98,10 @@ class Twin:
             raise ModelError(f"{path}: can't be a shadow: no float64 evaluation of {missing}") from missing
         session = side.session(model.provider, gate=False, strict=False)
         coarser = TF32_UNIT / side.unit if named(model.provider).tf32 else 1.0
-        return cls(path, side, partial(runtime.run, session), max(coarser, 1.0))
+        certified = model.properties.get("certificate", {}).get("source")
+        return cls(
+            path, side, partial(runtime.run, session), max(coarser, 1.0), certified=certified, digest=digest(original)
+        )
 
     def compare(self, inputs: Arrays, outputs: Arrays) -> Comparison:
         """Hold the outputs that were given against the original's; raises `Unsupported` or `RunError`."""
@@ -167,7 +178,13 @@ class Shadow(Background):
     def admit(self, model: Model) -> None:
         path = self.original or model.path.with_name(ORIGINAL)
         if self.original is not None or path.is_file():
-            self.twins[model], self.records[model] = Twin.of(path, model), Record()
+            twin = self.twins[model] = Twin.of(path, model)
+            self.records[model] = Record()
+            if twin.is_source is False:
+                log.warning(
+                    "the shadow is not the file that this model was made of", model=model.name, version=model.version,
+                    shadow=path, shadow_sha256=twin.digest[:12], source_sha256=str(twin.certified)[:12],
+                )  # fmt: skip
 
     def wants(self, batch: Finished) -> bool:
         return batch.model in self.twins
@@ -207,7 +224,8 @@ class Shadow(Background):
         state = "alarm" if record.alarmed else "equivalent" if record.judged else "waiting"
         return {
             "shadow": {
-                "state": state, "compared": record.compared, "judged": record.judged, "differ": record.differ,
+                "state": state, "is_source": self.twins[model].is_source,
+                "compared": record.compared, "judged": record.judged, "differ": record.differ,
                 "argmax_flips": record.flips, "max_abs": record.max_abs, "max_ulp": record.max_ulp,
                 "worst_ratio": record.ratio if np.isfinite(record.ratio) else None, "skipped": self.skipped,
             }

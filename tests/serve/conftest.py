@@ -151,14 +151,14 @@ class Server:
             self.process.stderr.close()
 
 
-def start(source: Path, *options: object, ready: str = "ready") -> Server:
+def start(source: Path, *options: object, ready: str = "ready", patience: float = PATIENCE) -> Server:
     """Run `bnfold serve SOURCE` on free ports and wait until it says that it is ready."""
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--log-format", "json"]
     words = [sys.executable, "-m", "bnfold", "serve", source, *ports, *options]
     process = subprocess.Popen([str(word) for word in words], stderr=subprocess.PIPE, text=True)
     server = Server(process)
     try:
-        server.wait_for(ready)
+        server.wait_for(ready, patience)
     except BaseException:
         server.stop(signal.SIGKILL)
         raise

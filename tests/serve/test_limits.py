@@ -184,3 +184,29 @@ def test_a_token_opens_what_is_closed_without_it(
         lower = {"authorization": right["Authorization"]}
         assert client.is_server_live() and client.infer("double", [tensor], headers=lower).as_numpy("y")[0, 0] == 2
     assert server.stop() == 0
+
+
+def test_connections_are_limited(launch: Callable[..., Server], tmp_path: Path) -> None:
+    """Whoever comes when all are taken is told so; who comes after one went is served."""
+    server = launch(zoo.write(zoo.times(2.0), tmp_path), "--max-connections", 4)
+    taken = [socket.create_connection(("127.0.0.1", server.http)) for _ in range(4)]
+    try:
+        for place in taken:
+            place.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert place.recv(1024).startswith(b"HTTP/1.1 200")
+        with socket.create_connection(("127.0.0.1", server.http)) as fifth:
+            assert fifth.recv(1024).startswith(b"HTTP/1.1 503")
+    finally:
+        for place in taken:
+            place.close()
+    deadline = time.monotonic() + 10
+    while (found := _live(server)) != 200 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert found == 200 and server.stop() == 0
+
+
+def _live(server: Server) -> int:
+    try:
+        return server.call("GET", "/v2/health/live")[0]
+    except OSError:  # closed before it could ask
+        return 503

@@ -29,6 +29,8 @@ from tests.serve.test_queue import raw, slow_body
 
 X = np.array([[1.0, -2.0, 0.5]], np.float32)
 REPLICAS = 2
+ON_RAY = ("--engine", "ray")
+PATIENCE = 300  # Ray is half a dozen processes, which a busy machine starts slowly
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_a_fleet_is_one_server(tmp_path: Path) -> None:
     """One test, since Ray takes its time to start; what it is made of stands below, in that order."""
     pytest.importorskip("ray.serve")
     root = zoo.repository(tmp_path, "double", "slow")
-    server = start(root, "--engine", "ray", "--min-replicas", REPLICAS, "--max-replicas", REPLICAS)
+    server = start(root, *ON_RAY, "--min-replicas", REPLICAS, "--max-replicas", REPLICAS, patience=PATIENCE)
     try:
         for way in ("json", "binary", "grpc"):
             a_real_client_gets_what_it_sent(server, way)
@@ -227,7 +229,7 @@ def sigterm_loses_nothing_that_was_accepted(fleet: Server) -> None:
 
     answers = asyncio.run(story())
     assert [status for status, _ in answers] == [200] * 8
-    assert fleet.process.wait(60) == 0
+    assert fleet.process.wait(PATIENCE) == 0
     assert not replicas(fleet)
 
 
@@ -238,16 +240,16 @@ def test_in_the_soak(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     if case == "a broken model":
         path = tmp_path / "model.onnx"
         path.write_bytes(b"garbage")
-        words = [sys.executable, "-m", "bnfold", "serve", str(path), "--engine", "ray",
-                 "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]  # fmt: skip
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        ports = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]
+        words = [sys.executable, "-m", "bnfold", "serve", str(path), *ON_RAY, *ports]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert done.returncode == 4 and "is not an ONNX model" in done.stderr.splitlines()[-1]
         return
     options: tuple[object, ...] = ("--max-replicas", 2)
     if case == "HAProxy":
         monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
         options = ("--min-replicas", 2, "--host", "0.0.0.0")
-    server = start(zoo.repository(tmp_path, "double", "slow"), "--engine", "ray", *options)
+    server = start(zoo.repository(tmp_path, "double", "slow"), *ON_RAY, *options, patience=PATIENCE)
     try:
         np.testing.assert_array_equal(infer(server, "binary")(), 2 * X)
         if case == "autoscaling":

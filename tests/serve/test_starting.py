@@ -26,7 +26,9 @@ def fails(*words: object) -> tuple[int, str]:
     command = [sys.executable, "-m", "bnfold", "serve", *(str(word) for word in words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=REPOSITORY)
     assert "Traceback" not in done.stderr
-    return done.returncode, done.stderr.strip().splitlines()[-1]
+    *before, last = done.stderr.strip().splitlines()
+    assert not [line for line in before if last.removeprefix("bnfold: ") in line], "it is said twice"
+    return done.returncode, last
 
 
 FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")

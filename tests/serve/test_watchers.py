@@ -181,6 +181,28 @@ def test_another_model_is_no_original(models: Path, tmp_path: Path) -> None:
         asyncio.run(core.start())
 
 
+@pytest.mark.parametrize(("stamp", "is_source"), [("", True), ("exported on another day", False)])
+def test_a_shadow_says_whether_it_is_the_source(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, stamp: str, is_source: bool
+) -> None:
+    """The same network in another file is a good shadow, but not the file that the certificate names."""
+    shadow = Shadow(tmp_path / "original.onnx", 1.0)
+    content = onnx.load(models / "original.onnx")
+    if stamp:
+        content.doc_string = stamp
+        onnx.save(content, tmp_path / "original.onnx")
+    else:
+        (tmp_path / "original.onnx").write_bytes((models / "original.onnx").read_bytes())
+
+    async def tell(core: Core) -> None:
+        current = core.versions("m").current
+        assert current is not None and shadow.status(current.model)["shadow"]["is_source"] is is_source
+
+    story(models / "folded.onnx", [shadow], tell)
+    told = [record for record in caplog.records if "is not the file that this model was made of" in record.message]
+    assert len(told) == (not is_source)
+
+
 def test_the_folder_of_captures_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture_module, "MOST_FILES", 2)
     kept = [Capture(tmp_path).keep("a/b", "1", {"x": np.zeros(3)}) for _ in range(3)]
