@@ -145,7 +145,7 @@ def matmul(draw: Draw) -> Made:
     shorter = [draw.of(size, 1) for size in batch][draw.size(0, len(batch)) :]
     left, right = draw.of((batch, shorter), (shorter, batch))
     a, b, rank = [*left, m, k], [*right, k, n], len(batch) + 2
-    kind = draw.of("left", "right", "right", "both", "attention", "vector")
+    kind = draw.of("left", "right", "right", "both", "attention", "vector", "vector")
     if kind == "vector":
         call, held, moved = draw.of(("(w, x)", [k], b), ("(w, x)", a, [k]), ("(x, w)", [k], a), ("(x, w)", b, [k]))
         if draw.of(True, False):

@@ -105,6 +105,9 @@ def pad(draw: Draw) -> Made:
     mode = draw.of("constant", "constant", "reflect", "edge", "wrap")
     pads = [0, draw.of(0, 0, 1), draw.size(0, 1), 0, 0, draw.size(0, 2)]
     extra = draw.of("", ", 0.0", ", 1.5") if mode == "constant" else ""
+    if draw.of(True, False, False) and extra:
+        return graph(f"y = Pad(x, {{{dims(draw.shape(4, 0, 1))}}}{extra}, {{{dims(draw.some([0, 1, 2])[-1:])}, -2}})",
+                     value("x", [2, 3, 4]), rank=3)  # fmt: skip
     return graph(f'y = Pad <mode = "{mode}"> (x, {{{dims(pads)}}}{extra})', value("x", [2, 3, 4]), rank=3)
 
 

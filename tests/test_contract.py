@@ -266,3 +266,28 @@ def test_the_fold_map_says_how_a_bound_was_mapped(body: str, formula: str, call:
     result, _ = folded(build(f"(T[N,4,6,6] x) => (T[n,c,h,w] y) {{ {body.replace('CALL', call)} }}"))
     content = json.loads({entry.key: entry.value for entry in result.metadata_props}[FOLD_MAP])
     assert {edit["formula"] for edit in content["folds"][0]["edits"] if edit["node"] == "d"} == {formula}
+
+
+_AROUND = "(T[N,4,6,6] x, T[4,4,3,3] k, T v) => (T[n,c,h,w] y) "
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "blocking"),
+    [
+        ("y = BN(x, A.4)", "graph-input", "x"),
+        ("a = Softplus(x)  y = BN(a, A.4)", "barrier", "a"),
+        ("a = BN(x, A.4)  y = Softplus(a)", "barrier", "y"),
+        ("a = Conv(x, k)  y = BN(a, A.4)", "variable-operand", "k"),
+        ("a = Conv(x, w[4,4,1,1])  d = Clip(a, v)  y = BN1(d, A.4)", "variable-operand", "v"),
+        ("a = Conv(x, w[4,4,1,1])  d = Pad(a, {0,0,1,1,0,0,1,1}, v)  y = BN1(d, A.4)", "variable-operand", "v"),
+        ("a = Conv(x, w[4,4,1,1])  d = Relu(a)  y = BN(d, A.4)", "negative-scale", "d"),
+        ("a = BN(x, A.4)  y = Conv <pads = [1,1,1,1]> (a, w[2,4,3,3])", "padding", "a"),
+        ("a = BN(x, A.4)  y = Conv(a, k)", "variable-operand", "k"),
+        ("u = ReduceMax <axes = [0,2,3]> (x)  e = Squeeze(u)  a = BN(x, A.4)  y = Conv(a, w[4,4,3,3], e)",
+         "variable-operand", "e"),
+        ("a = BN(x, A.4)  d = Relu(a)  y = Conv(d, w[2,4,1,1])", "shift-blocked", "a"),
+    ],
+)  # fmt: skip
+def test_what_is_kept_says_why_and_where(body: str, reason: str, blocking: str) -> None:
+    (entry,) = folded(build(_AROUND + f"{{ {body} }}"))[1].entries
+    assert (entry.reason and entry.reason.code, entry.blocking) == (reason, blocking)

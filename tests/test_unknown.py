@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from bnfold.graph import Op, annotate
-from bnfold.graph.access import SHAPE
+from bnfold.graph.access import DTYPE, SHAPE
 from bnfold.rules import RULES
 from bnfold.rules.base import Refusal
 from tests.cases import CASES, Graph
@@ -33,6 +33,10 @@ def forget(draw: Draw, model: ir.Model, op: Op) -> dict[str, Array]:
     if draw.of(True, False):
         for value in draw.some(values):
             _forget_shape(draw, value)
+        if draw.size(0, 3) == 0:
+            for value in op.node.outputs:
+                value.type = None
+                value.meta.pop(DTYPE, None)
     freed: dict[str, Array] = {}
     constants = list(model.graph.initializers.values())
     if constants and draw.of(True, False):

@@ -98,6 +98,15 @@ CASES = (
          "(T[5,4] s, T[5,3] x) => (T[n,c] y) { q = Softmax <axis = 0> (s)  p = Transpose(q)  v = MatMul(x, w[3,4])"
          "  b = Add(v, k[4])  a = MatMul(p, b)  y = Add(a, t[4]) }", "Softmax Transpose MatMul MatMul Add", exact=False,
          twin={"axis = 0": "axis = 1"}, left="Softmax Transpose MatMul Add MatMul Add"),
+    case("attention through a Transpose of two axes",
+         _ATTENTION.replace("axis = -1", "axis = 1").replace("p = S", "q = S") + "p = Transpose <perm = [0,2,1]> (q)"
+         "  v = MatMul(x, w[3,4])  b = Add(v, k[4])"
+         "  a = MatMul(p, b)  y = Add(a, t[4]) }", "Softmax Transpose MatMul MatMul Add", twin={"axis = 1": "axis = 2"},
+         exact=False, left="Softmax Transpose MatMul Add MatMul Add"),
+    case("attention through an Identity", _ATTENTION.replace("p = S", "q = S") + "p = Identity(q)"
+         "  v = MatMul(x, w[3,4])  b = Add(v, k[4])  a = MatMul(p, b)  y = Add(a, t[4]) }",
+         "Softmax Identity MatMul MatMul Add", twin={"Identity": "Neg"}, left="Softmax Neg MatMul Add MatMul Add",
+         exact=False),
     case("MatMul of two values, a scale of the batch",
          "(T[2,5,3] x, T[2,4,6] z) => (T[n,t,c] y) { q = MatMul(x, w[2,3,4])  a = MatMul(q, z)"
          "  y = Mul(a, s[2,1,1]) }", "MatMul MatMul", left="MatMul MatMul Mul",
