@@ -58,9 +58,12 @@ def values(tensor: ir.TensorProtocol | Float64) -> Float64:
 
 
 def release(tensor: ir.TensorProtocol | Float64) -> None:
-    """Give the pages of a memory-mapped tensor back; nothing may refer to its array any more."""
+    """Give the pages of a memory-mapped tensor back; where an array of it is still in use, once it is not."""
     if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
+        try:
+            tensor.release()
+        except BufferError:
+            tensor.raw = None  # the map closes with the last array that needs it
 
 
 class Derived(ir.LazyTensor):

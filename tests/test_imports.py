@@ -63,7 +63,7 @@ IMPORTS = {module: imports(module) for module in MODULES}
 
 _ALGEBRA = "affine derived graph rules"
 _LAYERS = f"{_ALGEBRA} merging.costs merging.kernels merging.layers merging.report merging.terms"
-_MERGES = f"{_LAYERS} merging.sizes"
+_MERGES = f"{_LAYERS} merging.sizes merging.writing"
 
 # Importer, and all of this package that it may import besides `arrays`. What is not named may import what it needs.
 MAY = {
@@ -98,6 +98,7 @@ MAY = {
     "merging.sizes": "graph",
     "merging.layers": f"{_ALGEBRA} merging.kernels",
     "merging.terms": _LAYERS,
+    "merging.writing": _LAYERS,
     "merging.parallel": _MERGES,
     "merging.sequential": _MERGES,
     "merging.exchange": f"{_MERGES} merging.sequential",

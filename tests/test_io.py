@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 import bnfold
 from bnfold import files, io
+from bnfold.derived import release
 from bnfold.errors import ModelError, OutputError
 from bnfold.graph.skeleton import check, skeleton
 from tests.conftest import conv_bn
@@ -60,6 +61,18 @@ def test_external_tensors_stay_memory_mapped(tmp_path: Path) -> None:
     model = io.load(external(tmp_path / "m.onnx"))
     assert io.has_external(model)
     assert all(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
+
+
+
+def test_a_mapped_tensor_that_is_still_looked_at_is_released_later(tmp_path: Path) -> None:
+    value = next(iter(io.load(external(tmp_path / "model.onnx")).graph.initializers.values()))
+    tensor = value.const_value
+    assert isinstance(tensor, ir.ExternalTensor)
+    seen = tensor.numpy()
+    before = seen.copy()
+    release(tensor)
+    np.testing.assert_array_equal(seen, before)
+    np.testing.assert_array_equal(tensor.numpy(), before)
 
 
 def test_a_proto_with_external_data_has_no_folder_to_look_in(tmp_path: Path) -> None:

@@ -176,6 +176,17 @@ def test_merged_branches_are_probed_with_their_own_scale() -> None:
     assert found is not None and found.weight > 1 and found.bias < 1
 
 
+def test_layers_in_a_row_may_each_round_once() -> None:
+    """A stream scaled by s between two layers: both weights are rounded, and the window is their product."""
+    text = "(float[2,16] x) => (float[2,16] y) {{ {0} = MatMul (x, w)  y = MatMul ({0}, v) }}"
+    w, v, s = np.diag(normal(16)), np.diag(normal(16, seed=1)), np.linspace(0.3, 1.7, 16, dtype=np.float32)
+    original = model(text.format("a"), w=w, v=v)
+    for more, least, most in ((1.0, 0.5, 1.0), (1.0 + 1e-6, 2.0, 10.0)):
+        candidate = model(text.format("b"), w=w * s, v=v / s[:, None] * np.float64(more))
+        ((_, found),) = recompute(cut(original, candidate, trusted=True), own=True)
+        assert found is not None and least < found.ratio < most
+
+
 def test_a_reader_may_take_an_affine_that_others_still_read() -> None:
     """The layer then reads another value than before, and is not held against what it made of the old one."""
     head = '<ir_version: 8, opset_import: ["": 17]> g (float[N,4] x) => (float[N,3] y, float[N,4] z)'

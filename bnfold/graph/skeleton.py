@@ -9,6 +9,7 @@ import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
+from bnfold.derived import release
 from bnfold.graph.operators import is_op
 from bnfold.graph.soundness import nbytes
 
@@ -124,7 +125,7 @@ def _stored(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor
     held = ir.Tensor(tensor.numpy().copy(), tensor.dtype, name=tensor.name)
-    tensor.release()
+    release(tensor)
     return held
 
 

@@ -93,7 +93,7 @@ def probed(windows: Windows, window: Window, kind: ir.DataType, factors: tuple[f
     base_c = bounded(other, _impulses(feeds, 0, 0)).y
     if base.y.shape != base_c.shape or base.y.shape[:1] != (1,):
         return None  # the leading axis is no batch, so that probes do not stay apart
-    unit, least = UNIT_ROUNDOFF[kind], smallest_subnormal(kind)
+    unit, least = UNIT_ROUNDOFF[kind] * _roundings(window.candidate), smallest_subnormal(kind)
     shift = base_c - base.y
     bias = over(shift, factors[1] * (unit * base.m + least))
     weight, slopes, signs = 0.0, np.zeros(base.y.shape[1:]), []
@@ -141,6 +141,16 @@ def _affine(node: ir.Node) -> bool:
     """Whether a node is affine in its inputs: no product of two of them."""
     varying = sum(stored(v) is None for v in node.inputs if v is not None)
     return node.op_type in AFFINE and (varying <= 1 or node.op_type not in PRODUCTS)
+
+
+def _roundings(side: Piece) -> int:
+    """How many rounded constants multiply each other on the longest way through a window: their errors add up."""
+    deepest: dict[ir.Value, int] = {}
+    for node in side.nodes:
+        multiplies = node.op_type in (*PRODUCTS, "BatchNormalization") and any(stored(v) for v in node.inputs)
+        before = max((deepest.get(v, 0) for v in node.inputs if v is not None), default=0)
+        deepest |= dict.fromkeys(node.outputs, before + multiplies)
+    return max(1, deepest[side.result])
 
 
 def _numbers(node: ir.Node) -> int:
