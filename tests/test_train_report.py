@@ -144,12 +144,19 @@ def test_refused(
         (0.93, 0.99, False, [0.94, 0.96, 0.98]),
         (1, 1000, True, [1, 10, 100, 1000]),
         (0.03, 0.3, True, [0.05, 0.1, 0.2]),
+        (0.6, 1.8, True, [1, 1.5]),
     ],
 )
 def test_ticks_are_round_and_on_the_axis(low: float, high: float, log: bool, ticks: list[float]) -> None:
     found = Axis(low, high, log).ticks()
     assert [value for value, _ in found] == pytest.approx(ticks)
     assert [float(text) for _, text in found] == pytest.approx(ticks)
+
+
+def test_epochs_are_whole_numbers() -> None:
+    ticks = {(1, 2): [1, 2], (1, 4): [1, 2, 3, 4], (1, 20): [5, 10, 15, 20]}
+    for (low, high), expected in ticks.items():
+        assert [value for value, _ in Axis(low, high, whole=True).ticks()] == expected
 
 
 def test_a_chart_stays_in_its_frame_whatever_it_is_given() -> None:

@@ -30,20 +30,21 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """Values from `low` to `high` along an axis; `log` takes powers of ten for its ticks."""
+    """Values from `low` to `high` along an axis; `log` takes powers of ten for its ticks, `whole` whole numbers."""
 
     low: float
     high: float
     log: bool = False
+    whole: bool = False
 
     @classmethod
-    def around(cls, values: Numbers, *, log: bool = False) -> Axis:
+    def around(cls, values: Numbers, *, log: bool = False, whole: bool = False) -> Axis:
         """The axis that shows all finite values; of a logarithmic one those above 0."""
         seen = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
         low, high = min(seen, default=1.0 if log else 0.0), max(seen, default=1.0)
         if log:
             return cls(low, max(high, low * 2), log)
-        return cls(low, high if high > low else low + 1.0)
+        return cls(low, high if high > low else low + 1.0, whole=whole)
 
     def at(self, value: float) -> float:
         """The share of the axis where a value lies, 0 … 1 if it is on it."""
@@ -53,21 +54,29 @@ class Axis:
 
     def ticks(self) -> list[tuple[float, str]]:
         """Round values on the axis and their labels."""
-        if self.log:
+        # Of a short stretch powers of ten say too little.
+        if self.log and self.high >= 5 * self.low:
             powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
             factors = (1,) if len(powers) > 1 else (1, 2, 5)
             values = [f * 10.0**power for power in range(powers.start - 1, powers.stop) for f in factors]
             return [(value, f"{value:g}") for value in values if self.low * 0.999 <= value <= self.high * 1.001]
-        step = _round_step((self.high - self.low) / _TICKS)
+        step = max(_round_step((self.high - self.low) / _TICKS), 1.0 if self.whole else 0.0)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [(i * step, f"{i * step:.6g}") for i in range(first, last + 1)]
 
 
 def chart(
-    series: Sequence[Series], *, x_label: str, y_label: str, label: str, log_x: bool = False, log_y: bool = False
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    label: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    whole_x: bool = False,
 ) -> str:
     """One figure of all series on common axes; `label` says what it shows to who can't see it."""
-    across = Axis.around([x for one in series for x in one.x], log=log_x)
+    across = Axis.around([x for one in series for x in one.x], log=log_x, whole=whole_x)
     up = Axis.around([y for one in series for y in one.y], log=log_y)
     parts = [*_frame(across, up, x_label, y_label), *(_drawn(one, across, up) for one in series)]
     role = f'role="img" aria-label="{escape(label, quote=True)}"'

@@ -48,7 +48,8 @@ def _curves(runs: Sequence[Story]) -> Iterator[Story]:
     for name, text, log in (("loss", "loss", True), ("score", score, False)):
         series = [Series(_column(run["epochs"], "number"), _column(run["epochs"], name), i) for i, run in logged]
         if series:
-            yield {"plot": chart(series, x_label="epoch", y_label=text, label=f"{text} by epoch", log_y=log)}
+            label = f"{text} by epoch"
+            yield {"plot": chart(series, x_label="epoch", y_label=text, label=label, log_y=log, whole_x=True)}
 
 
 def _column(rows: Sequence[Story], name: str) -> list[float]:
