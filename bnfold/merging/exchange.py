@@ -17,11 +17,12 @@ from bnfold.affine import Affine, along
 from bnfold.graph import Op, label, note, shape
 from bnfold.graph.surgery import Names, take_over
 from bnfold.merging.costs import Cost
-from bnfold.merging.layers import Layer, gives_nothing, range_fault, read, write
+from bnfold.merging.layers import Layer, gives_nothing, read
 from bnfold.merging.report import Merge
 from bnfold.merging.sequential import BIASED, priced
 from bnfold.merging.sizes import Sizes
 from bnfold.merging.terms import Term, term
+from bnfold.merging.writing import range_fault, write
 from bnfold.rules import rule_for
 from bnfold.rules.base import Step
 

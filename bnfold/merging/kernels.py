@@ -120,9 +120,6 @@ def pointwise(form: Form, scale: Float64, shift: Float64) -> Kernel:
     return Kernel(flat, weight.reshape(channels, 1, *ones), bias)
 
 
-# Sums ----------------------------------------------------------------------------------------------------------------
-
-
 def total_form(summands: Sequence[Form]) -> Form | str:
     """Return the form of the one layer that is the sum of several on the same input, or why there is none."""
     head = summands[0]
@@ -150,9 +147,6 @@ def total(summands: Sequence[Kernel]) -> Kernel:
     for kernel in summands:
         weight[_at(form, kernel.form, kernel.form.first)] += kernel.regrouped(form.groups).weight
     return Kernel(form, weight, np.sum([k.bias for k in summands], axis=0))
-
-
-# Compositions --------------------------------------------------------------------------------------------------------
 
 
 def composed_form(outer: Form, inner: Form) -> Form | str:
@@ -201,8 +195,6 @@ def _starts(outer: Form, inner: Form, axis: int) -> list[int]:
     step, reads = inner.stride[axis], _offsets(outer, axis)
     return [inner.first[axis] + step * (outer.first[axis] + read) for read in reads]
 
-
-# Grids ---------------------------------------------------------------------------------------------------------------
 
 Grid = tuple[int, int, int]
 

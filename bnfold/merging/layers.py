@@ -1,4 +1,4 @@
-"""Linear layers between the graph and the algebra of kernels: read one as a kernel, write a kernel as one.
+"""Linear layers of a graph, read as kernels; `writing` is the way back.
 
 A layer's form is read from shapes and attributes; its weights are read only when a merge is computed.
 """
@@ -15,10 +15,9 @@ import onnx_ir as ir
 
 from bnfold.affine import IDENTITY
 from bnfold.arrays import Float64
-from bnfold.derived import Derived, foldable_dtype
-from bnfold.graph import Op, dtype, is_op, label, note
+from bnfold.derived import foldable_dtype
+from bnfold.graph import Op, dtype, is_op
 from bnfold.graph.constants import FAULTS
-from bnfold.graph.surgery import Names, constant
 from bnfold.merging.kernels import Form, Ints, Kernel
 from bnfold.rules import rule_for
 from bnfold.rules.base import Step
@@ -71,9 +70,6 @@ class Layer:
             weight = weight.T
         alpha = float(op.attr("alpha", 1.0)) if gemm else 1.0
         return Kernel(form, weight if alpha == 1.0 else weight * alpha, bias)
-
-
-# Reading -------------------------------------------------------------------------------------------------------------
 
 
 def read(value: ir.Value) -> Layer | None:
@@ -224,77 +220,3 @@ _FORMS: dict[str, Reader] = {
     "Conv": _conv, "ConvTranspose": _conv_transpose, "AveragePool": _pool, "MatMul": _product, "Gemm": _product,
 }  # fmt: skip
 PRODUCTS = ("MatMul", "Gemm")
-_PREFERENCE = ("Gemm", "Conv", "ConvTranspose", "MatMul", "AveragePool")
-
-
-# Writing -------------------------------------------------------------------------------------------------------------
-
-
-def range_fault(kernel: Kernel, kind: ir.DataType) -> str | None:
-    """Return why a kernel does not fit its type, or None."""
-    return Derived(kernel.weight, kind).range_fault() or Derived(kernel.bias, kind).range_fault()
-
-
-def preferred(layers: list[Layer]) -> Layer:
-    """Return the layer whose kind of node can best hold a merged kernel: a Gemm has a bias, a pool has no weights."""
-    return min(layers, key=lambda layer: _PREFERENCE.index(layer.node.op_type))
-
-
-def write(
-    host: Layer, x: ir.Value, kernel: Kernel, like: ir.Value, before: ir.Node, names: Names
-) -> list[ir.Node]:
-    """Insert `kernel` as a layer of the host's kind ahead of `before`, its value of the shape of `like`.
-
-    Returns the layer and, where the bias takes a node of its own, that.
-    """
-    graph = before.graph
-    assert isinstance(graph, ir.Graph)
-    stem = label(host.node)
-
-    def hold(array: Float64, what: str) -> ir.Value:
-        content = Derived(np.ascontiguousarray(array), host.dtype)
-        return constant(content, names.fresh(f"{stem}_merged_{what}"), graph)
-
-    # Before opset 11 a Gemm without a bias is invalid.
-    needed = host.node.op_type == "Gemm" and Op(host.node).opset < 11
-    # Behind a matrix on the left the channels are not the last axis.
-    shaped = kernel.bias[:, None] if host.slot else kernel.bias
-    bias = [hold(shaped, "bias")] if needed or np.any(kernel.bias != 0.0) else []
-    form = kernel.form
-    if host.kind == "convolution":
-        weight = kernel.weight
-        if form.transposed:
-            split = weight.reshape(form.groups, -1, *weight.shape[1:])
-            weight = np.swapaxes(split, 1, 2).reshape(form.ins, -1, *form.taps)
-        nodes = [ir.Node("", _name(form), [x, hold(weight, "weight"), *bias], _attributes(form))]
-    else:
-        # A product has no groups: the identity in it is written out.
-        weight = kernel.regrouped(1).weight
-        if host.node.op_type == "Gemm":
-            nodes = [ir.Node("", "Gemm", [x, hold(weight, "weight"), *bias], [ir.AttrInt64("transB", 1)])]
-        else:
-            operands = [hold(weight, "weight"), x] if host.slot else [x, hold(weight.T, "weight")]
-            nodes = [ir.Node("", "MatMul", operands)]
-            # Before opset 7 an addition repeats its operand only if told to, and then along the last axes.
-            told = [ir.AttrInt64("broadcast", 1)] if Op(host.node).opset < 7 else []
-            nodes += [ir.Node("", "Add", [nodes[0].outputs[0], operand], told) for operand in bias]
-    for node in nodes:
-        node.name = names.fresh(f"{stem}_merged")
-        node.outputs[0].name = names.fresh(f"{stem}_merged_output")
-        note(node.outputs[0], like)
-        graph.insert_before(before, node)
-    return nodes
-
-
-def _name(form: Form) -> str:
-    return "ConvTranspose" if form.transposed else "Conv"
-
-
-def _attributes(form: Form) -> list[ir.Attr]:
-    return [
-        ir.AttrInt64s("kernel_shape", form.taps),
-        ir.AttrInt64s("strides", form.stride),
-        ir.AttrInt64s("dilations", form.dilation),
-        ir.AttrInt64s("pads", form.pads),
-        ir.AttrInt64("group", form.groups),
-    ]

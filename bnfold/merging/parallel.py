@@ -15,10 +15,11 @@ from bnfold.graph import is_op, label, note, shape
 from bnfold.graph.surgery import Names, take_over
 from bnfold.merging.costs import Cost
 from bnfold.merging.kernels import Form, Kernel, total, total_form
-from bnfold.merging.layers import Layer, preferred, range_fault, write
+from bnfold.merging.layers import Layer
 from bnfold.merging.report import COSTS_MORE, READ_ELSEWHERE, Merge
 from bnfold.merging.sizes import Sizes
 from bnfold.merging.terms import Term, affine_of, private, shared, term
+from bnfold.merging.writing import preferred, range_fault, write
 
 SUMS = ("Add", "Sub", "Sum")
 
@@ -76,9 +77,6 @@ def _of(x: ir.Value, found: Term, sign: int, root: ir.Node) -> Term | None:
     return same if same is None or sign > 0 else same.negated()
 
 
-# The tree ------------------------------------------------------------------------------------------------------------
-
-
 def _is_sum(node: ir.Node) -> bool:
     # Before opset 7 an attribute could align the operands; such an addition is left as it is.
     plain = not {"axis", "broadcast"} & set(node.attributes)
@@ -106,9 +104,6 @@ def _summands(root: ir.Node) -> list[tuple[ir.Value, int]]:
         signs = (sign, -sign) if node.op_type == "Sub" else (sign,) * len(node.inputs)
         work += reversed([(part, s) for part, s in zip(node.inputs, signs, strict=True) if part is not None])
     return found
-
-
-# Grouping ------------------------------------------------------------------------------------------------------------
 
 
 def _groups(terms: list[Term], sizes: Sizes, refused: list[Merge]) -> list[Group]:
@@ -163,9 +158,6 @@ def _read_elsewhere(root: ir.Node, terms: list[Term], sizes: Sizes) -> list[Merg
         if isinstance(group, Group):
             found.append(group.refused(READ_ELSEWHERE))
     return found
-
-
-# Rewriting -----------------------------------------------------------------------------------------------------------
 
 
 def _join(root: ir.Node, group: Group, kernel: Kernel, rest: list[tuple[ir.Value, int]], names: Names) -> Merge:

@@ -15,10 +15,11 @@ import onnx_ir as ir
 from bnfold.graph import label
 from bnfold.graph.surgery import Names, take_over
 from bnfold.merging.kernels import composed, composed_form
-from bnfold.merging.layers import Layer, preferred, range_fault, read, write
+from bnfold.merging.layers import Layer, read
 from bnfold.merging.report import COSTS_MORE, READ_ELSEWHERE, Merge
 from bnfold.merging.sizes import Sizes
 from bnfold.merging.terms import Term, shared, term
+from bnfold.merging.writing import preferred, range_fault, write
 
 BIASED = "the bias between them would differ at the padded border"
 
