@@ -40,6 +40,11 @@ class Window:
     candidate: Piece
     changed: bool
 
+    @property
+    def label(self) -> str:
+        """What users call the layer: the candidate's node that computes the value, or the value."""
+        return next(reversed(self.candidate.labels), self.name)
+
 
 class Windows:
     """The windows of two models, in the original's order; both are left as they are.
@@ -139,7 +144,8 @@ def extracted(piece: Piece, like: ir.Model, names: dict[ir.Value, str], result: 
 
     Weights are shared with the model that the piece is of.
     """
-    held = {v for node in piece.nodes for v in reads(node) if v.is_initializer()}
+    # What belongs to a body is inside the node that holds it.
+    held = {v for node in piece.nodes for v in reads(node) if v.is_initializer() and v.graph is piece.result.graph}
     graph = ir.GraphView(
         list(piece.feeds), [piece.result], nodes=list(piece.nodes), name=result,
         initializers=[v for v in held if v not in piece.feeds], opset_imports=like.graph.opset_imports,
