@@ -132,9 +132,10 @@ def _dropout(op: Op) -> Guard | Refusal:
 
 
 # Significant bits and bits of the exponent: one type is as wide as another if both are.
-_WIDTHS = {
+_WIDTHS: dict[ir.DataType | None, tuple[int, int]] = {
     ir.DataType.BFLOAT16: (8, 8), ir.DataType.FLOAT16: (11, 5), ir.DataType.FLOAT: (24, 8), ir.DataType.DOUBLE: (53, 11)
 }  # fmt: skip
+_WIDEST = _WIDTHS[ir.DataType.DOUBLE]
 
 
 def _cast(wide: int, narrow: int) -> Row:
@@ -142,8 +143,8 @@ def _cast(wide: int, narrow: int) -> Row:
 
     def row(op: Op) -> Guard | Refusal:
         ends = dtype(op.input(0)), dtype(op.output())
-        target, origin = (_WIDTHS.get(ends[end] or ir.DataType.UNDEFINED) for end in (wide, narrow))
-        if target is None or origin is None:
+        target, origin = _WIDTHS.get(ends[wide]), _WIDTHS.get(ends[narrow], _WIDEST)
+        if target is None:
             return Refusal(Reason.NOT_FLOATING, detail="Cast between types that can't both carry an affine")
         if target[0] < origin[0] or target[1] < origin[1]:
             return Refusal(Reason.NARROWING, detail=f"Cast from {ends[0]} to {ends[1]}")

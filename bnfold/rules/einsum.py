@@ -55,7 +55,7 @@ def _equation(op: Op) -> Equation | Refusal:
             extra = rank - (len(labels) - 3)
     spare = "".join(label for label in string.ascii_letters if label not in written)[: max(extra, 0)]
     terms = [term.replace("...", spare) for term in (*operands, product)]
-    if not all(all(map(str.isalpha, term)) and len(set(term)) == len(term) for term in terms):
+    if any(len(set(term)) != len(term) for term in terms):
         return refusal
     return Equation((terms[0], terms[1]), terms[2])
 

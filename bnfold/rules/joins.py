@@ -139,6 +139,8 @@ def _ordering(op: Op, affine: Affine) -> tuple[Affine, Affine, Refusal | None]:
 
 def _choice_hoist(op: Op, demands: Facts) -> Outcome:
     sign, wanted, blocked = _ordering(op, demands[0])
+    if blocked is not None and wanted.is_identity:
+        return blocked
     passed = {}
     for slot in _choice(op):
         part = _fitting(op, slot, wanted)

@@ -45,6 +45,12 @@ CASES = (
             twin={"ij,bjk->bik": "ij,bkj->bki", "w[4,5]": "w[4,3]", "A.4": "A.5"}, kept="axis"),
     _einsum("of a BN", "bij,ik->bkj", "a = BN(x, A.5)  y = EINSUM (a, w[5,4])", "Einsum Add", by="sink",
             twin={"bij,ik->bkj": "bij,jk->bik", "w[5,4]": "w[3,4]"}, kept="axis"),
+    _einsum("of one BN for all", "bij,jk->bik", "a = BN1(x, A.5)  y = EINSUM (a, w[3,4])", "Einsum Add", by="sink",
+            twin={"bij,jk->bik": "bij,jk->bk", "[n,t,c] y": "[n,c] y"}, kept="axis"),
+    *(_einsum(f"and not {equation}", "bij,jk->bik", "a = EINSUM (x, w[3,3])  y = BN1(a, A.5)", "Einsum Add", by="hoist",
+              twin={"bij,jk->bik": equation, "(x, w[3,3])": operands}, kept="barrier")
+      for equation, operands in (("bij->bij", "(x)"), ("bij,jk,kl->bil", "(x, w[3,3], v[3,3])"),
+                                 ("...ij,...jk->...ik", "(x, w[1,3,3])"))),
     _einsum("with a repeated label", "bij,jk->bik", "a = EINSUM (x, w[3,3])  y = Mul(a, s[3])", "Einsum",
             twin={"bij,jk->bik": "bij,jj->bij"}),
     _einsum("without an arrow", "bij,jk", "a = EINSUM (x, w[3,4])  y = Mul(a, s[4])", "Einsum",
@@ -121,6 +127,12 @@ CASES = (
            constants={"A_gamma": np.ones(5), "A_var": np.full(5, 1.0 - 0.0625)},
            twin={"=> (T": "=> (T[m,s,d] a, T"})
       for call in ("MatMul(x, z)", "Mul(x, z)", "Div(x, z)", "Relu(x)", "Clip(x, 0.)")),
+    *(case(f"{call}, BN that only turns signs",
+           f"(T[N,5,5] x, T[N,5,5] z) => (T[n,t,c] y) {{ a = {call}  y = BN0(a, A.5) }}",
+           f"{call.partition('(')[0]} Mul", "hoist", left=f"{call.partition('(')[0]} Mul",
+           constants={"A_gamma": np.array([1.0, -1, -1, 1, -1]), "A_var": np.full(5, 1.0 - 0.0625)},
+           twin={"=> (T": "=> (T[m,s,d] a, T"})
+      for call in ("Relu(x)", "Max(x, z)", "Clip(x, 0.)")),
     case("attention of a BN", _ATTENTION + "b = Transpose <perm = [0,2,1]> (x)  d = BN(b, A.3)"
          "  v = Transpose <perm = [0,2,1]> (d)  a = MatMul(p, v)  y = MatMul(a, u[3,2]) }",
          "Softmax Transpose Transpose MatMul MatMul Add", "sink", twin={"Softmax <axis = -1>": "Sigmoid"},
