@@ -106,16 +106,7 @@ def optimize(
 
     Raises `ModelError` if the source is no valid model, and what `bnfold.verify` raises.
     """
-    seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(name: str, saying: str) -> Iterator[None]:
-        if progress is not None:
-            progress(saying)
-        start = time.perf_counter()
-        yield
-        seconds[name] = time.perf_counter() - start
-
+    step = _Steps(progress)
     with step("load", "loading"):
         original = load(source)
         before, external = nbytes(original), has_external(original)
@@ -148,8 +139,24 @@ def optimize(
         bytes_before=before,
         bytes_after=nbytes(model),
         external=external,
-        seconds=seconds,
+        seconds=step.seconds,
     )
+
+
+class _Steps:
+    """The steps of one run: each is told when it begins, and timed."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str, saying: str) -> Iterator[None]:
+        if self.progress is not None:
+            self.progress(saying)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
 
 
 _simplify = simplify  # the keyword of `optimize` has the same name

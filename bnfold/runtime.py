@@ -94,47 +94,29 @@ def session(
     import onnxruntime as ort
 
     wanted = named(provider)
-    name = wanted.full
-    built = ort.get_available_providers()
-    if name not in built:
+    if wanted.full not in ort.get_available_providers():
         raise ProviderError(
             f"provider {provider!r} is not in this ONNX Runtime build (it has {', '.join(available_providers())}); "
             f"install the package that brings it"
         )
-    # ONNX Runtime writes what goes wrong to stderr as well; the exceptions below say it once.
-    ort.set_default_logger_severity(4)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    level: Level = optimize if isinstance(optimize, str) else "all" if optimize else "off"
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, OPTIMIZATION[level])
-    options.use_deterministic_compute = gate
-    if gate:
-        # Several sessions and numpy share the cores here; idle threads that spin would take them from each other.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-    if hosting is not None:
-        options.enable_cpu_mem_arena = False
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = _options(optimize, threads, gate, hosting)
     if not wanted.on_cpu:
-        _require(provider, name)
-    if strict and not wanted.on_cpu:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        _require(provider, wanted.full)
+        if strict:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     settings = {**(wanted.gate if gate else {}), **(hosting.provider_options if hosting is not None else {})}
     fallback = [] if wanted.on_cpu or strict else [PROVIDERS["cpu"].full]
-    providers: list[Any] = [(name, settings), *fallback]
+    providers: list[Any] = [(wanted.full, settings), *fallback]
     content, folder = _content(model, options)
     try:
         for library in hosting.libraries if hosting is not None else ():
             options.register_custom_ops_library(library)
         result = ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        if not wanted.on_cpu and provider_fault(str(error), name):
+        if not wanted.on_cpu and provider_fault(str(error), wanted.full):
             raise ProviderError(f"provider {provider!r} does not run here: {_line(error)}") from error
         raise ModelError(f"{_name(model)}: ONNX Runtime does not load it on {provider}: {_line(error)}") from error
-    if result.get_providers()[0] != name:
+    if result.get_providers()[0] != wanted.full:
         raise ProviderError(_fallen_back(provider, result))
     if folder is not None:
         weakref.finalize(result, folder.cleanup)
@@ -241,6 +223,29 @@ def _require(provider: str, name: str) -> None:
         raise ProviderError(f"provider {provider!r} does not run here: {_line(error)}") from error
     if result.get_providers()[0] != name:
         raise ProviderError(_fallen_back(provider, result))
+
+
+def _options(optimize: bool | Level, threads: int | None, gate: bool, hosting: Hosting | None) -> Any:
+    """The options of a session; what they mean is said at `session`."""
+    import onnxruntime as ort
+
+    # ONNX Runtime writes what goes wrong to stderr as well; our exceptions say it once.
+    ort.set_default_logger_severity(4)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    level: Level = optimize if isinstance(optimize, str) else "all" if optimize else "off"
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, OPTIMIZATION[level])
+    options.use_deterministic_compute = gate
+    if gate or hosting is not None:
+        # Several sessions and numpy share the cores; idle threads that spin would take them from each other.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    if hosting is not None:
+        options.enable_cpu_mem_arena = False
+    return options
 
 
 def _fallen_back(provider: str, session: InferenceSession) -> str:
