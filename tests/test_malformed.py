@@ -127,6 +127,12 @@ def test_an_operator_that_contradicts_its_operands_is_left_alone(
     assert {entry.reason.code for entry in report.entries if entry.reason} <= {"malformed"}
 
 
+def test_an_index_out_of_range_is_no_part_of_a_value(tmp_path: Path) -> None:
+    model = build("""(T[N,3,6,6] x) => (T[n,c,h,w] y, T[a,b,d,e] z) { a = Conv(x, w[4,3,3,3])
+        f = Gather <axis = 1> (a, {9})  g = Gather <axis = 1> (a, {1})  y = BN(f, A.1)  z = BN(g, B.1) }""")
+    assert operators(optimized(model, tmp_path)[0])[:3] == ["Conv", "Gather", "Gather"]
+
+
 def test_a_pool_with_a_huge_window_is_no_layer_to_merge(tmp_path: Path) -> None:
     pool = 'AveragePool <kernel_shape = [2,4611686018427387904], count_include_pad = 1, auto_pad = "SAME_UPPER"> (x)'
     model = build(f"(T[N,4,8,8] x) => (T[n,c,h,w] y) {{ d = {pool}  y = Conv(d, w[2,4,1,1]) }}")
