@@ -6,6 +6,14 @@ with its `exit_code`.
 
 from __future__ import annotations
 
+LONGEST = 240
+
+
+def one_line(text: object) -> str:
+    """What somebody else's exception says, without its line breaks and cut where nobody reads on."""
+    flat = " ".join(str(text).split())
+    return flat if len(flat) <= LONGEST else f"{flat[: LONGEST - 3]}..."
+
 
 class BnfoldError(Exception):
     """The input can't be processed; the message says what to do."""

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from bnfold.derived import Derived, release
-from bnfold.errors import ModelError
+from bnfold.errors import ModelError, one_line
 from bnfold.files import check_output, reason, replacing, target, unwritable
 from bnfold.graph.operators import in_one_domain
 from bnfold.graph.skeleton import check, withdrawn
@@ -187,9 +187,8 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     except ModelError:
         raise
     except Exception as error:  # onnx and onnx_ir raise a dozen types for a malformed model
-        text = " ".join(str(error).split()).rstrip(".")
-        text = text if len(text) <= 240 else text[:237] + "..."
-        raise ModelError(f"{name}: is not a valid ONNX model: {text}; export it again") from error
+        why = one_line(str(error).rstrip(". \n"))
+        raise ModelError(f"{name}: is not a valid ONNX model: {why}; export it again") from error
     return standard
 
 

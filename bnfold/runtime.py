@@ -22,7 +22,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.arrays import Array
-from bnfold.errors import ModelError, ProviderError
+from bnfold.errors import ModelError, ProviderError, one_line
 from bnfold.io import INLINE_LIMIT, Source, nbytes, save, serialize, tensors
 from bnfold.providers import PROVIDERS, named, short
 
@@ -286,4 +286,4 @@ def _line(error: Exception) -> str:
         text = text.split(" : ", 3)[-1]
     # The C++ source location and signature say nothing to a user.
     text = re.sub(r"^/\S+:\d+ .*?\)(?: const)? (?=[A-Z])", "", text)
-    return text if len(text) <= 240 else text[:237] + "..."
+    return one_line(text)
