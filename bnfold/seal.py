@@ -7,13 +7,12 @@ may be moved, and its weights with it. It is no signature: it shows damage and m
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
 
-from bnfold import __version__
+from bnfold import __version__, metadata
 from bnfold.derived import release
 from bnfold.errors import ModelError
 from bnfold.graph.skeleton import STORED_BYTES, skeleton
@@ -44,7 +43,7 @@ def seal(model: ir.Model, source: str, providers: Sequence[str]) -> None:
         "source": source,
         "providers": sorted(set(providers)),
     }
-    model.metadata_props[CERTIFICATE] = json.dumps(content, separators=(",", ":"))
+    metadata.write(model, CERTIFICATE, content)
 
 
 def certificate(model: ir.Model, where: str) -> dict[str, Any] | None:
@@ -52,11 +51,10 @@ def certificate(model: ir.Model, where: str) -> dict[str, Any] | None:
 
     Raises `ModelError`, which names the model as `where`, if the certificate can't be read or is another model's.
     """
-    text = model.metadata_props.get(CERTIFICATE)
-    if text is None:
+    if CERTIFICATE not in model.metadata_props:
         return None
     try:
-        found = json.loads(text)
+        found = metadata.read(model, CERTIFICATE)
         version, stated = found["version"], found["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{where}: its certificate can't be read; optimize the original model again") from error

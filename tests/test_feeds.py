@@ -175,6 +175,11 @@ def test_matched_inputs_give_the_batch_norm_its_statistics() -> None:
     np.testing.assert_allclose(np.tensordot(w.sum(axis=(2, 3)), found[0], 1), mean, rtol=1e-6)
 
 
+def test_an_input_without_elements_is_drawn_as_it_is() -> None:
+    empty = model("(float[1,3,0,8] x) => (float[1,3,0,8] y) { y = Relu (x) }")
+    assert {sample.feeds["x"].shape for sample in feeds.generated(empty)} == {(1, 3, 0, 8)}
+
+
 def test_impulses_reach_every_corner() -> None:
     x = next(s for s in feeds.generated(model(IMAGE)) if s.kind == "impulses").feeds["x"]
     assert (x[..., [0, 0, -1, -1], [0, -1, 0, -1]] != 0).all()

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from bnfold import io
 from bnfold.folding.fold import fold
 from bnfold.folding.frozen import STATISTICS, Frozen, frozen_nodes, recorded, remembered, write
+from bnfold.folding.report import FOLD_MAP
 from bnfold.rewrite import rewrite
 from tests.conftest import conv_bn
 
@@ -38,6 +39,13 @@ def test_folding_keeps_the_statistics_bit_for_bit(model: ir.Model, tmp_path: Pat
     io.save(model, tmp_path / "m.onnx")
     again = io.load(tmp_path / "m.onnx")
     assert all(same(a, b) for a, b in zip(before, recorded(again), strict=True))
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 10**5, "7", '{"version": 9}'])
+def test_notes_that_cannot_be_read_are_none(model: ir.Model, text: str) -> None:
+    model.metadata_props[STATISTICS] = model.metadata_props[FOLD_MAP] = text
+    assert recorded(model) == []
+    assert rewrite(model).folded == 2 and len(recorded(model)) == 2
 
 
 def test_a_second_run_keeps_what_the_first_noted(model: ir.Model) -> None:

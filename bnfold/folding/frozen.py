@@ -10,7 +10,6 @@ still in the graph is the place where the BatchNorm can be observed.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from bnfold import metadata
 from bnfold.arrays import Float64
 from bnfold.graph import BATCH_NORM, const, is_op, label
 from bnfold.graph.constants import attr
@@ -100,7 +100,7 @@ def remembered(model: ir.Model) -> Iterator[None]:
 def recorded(model: ir.Model) -> list[Frozen]:
     """The statistics in the metadata; none where there are none, or none that can be read."""
     try:
-        content = json.loads(model.metadata_props.get(STATISTICS, "null"))
+        content = metadata.read(model, STATISTICS)
         return [_decoded(entry) for entry in content["batch_norms"]] if content["version"] == VERSION else []
     except (ValueError, TypeError, KeyError, AttributeError):
         return []
@@ -110,8 +110,7 @@ def write(model: ir.Model, found: Iterable[Frozen]) -> None:
     """Let the metadata hold these statistics and no others."""
     entries = [_encoded(frozen) for frozen in found]
     if entries:
-        content = {"version": VERSION, "batch_norms": entries}
-        model.metadata_props[STATISTICS] = json.dumps(content, separators=(",", ":"))
+        metadata.write(model, STATISTICS, {"version": VERSION, "batch_norms": entries})
     else:
         model.metadata_props.pop(STATISTICS, None)
 

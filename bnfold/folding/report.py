@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from bnfold import __version__
+from bnfold import __version__, metadata
 from bnfold.rules.base import Reason
 
 if TYPE_CHECKING:
@@ -116,8 +115,8 @@ def record(model: ir.Model, log: Sequence[dict[str, Any]]) -> None:
     if not log:
         return
     try:
-        earlier = json.loads(model.metadata_props.get(FOLD_MAP, "{}")).get("folds", [])
+        earlier = (metadata.read(model, FOLD_MAP) or {}).get("folds", [])
     except (ValueError, AttributeError):
         earlier = []
     content = {"version": FOLD_MAP_VERSION, "bnfold": __version__, "folds": [*earlier, *log]}
-    model.metadata_props[FOLD_MAP] = json.dumps(content, separators=(",", ":"))
+    metadata.write(model, FOLD_MAP, content)

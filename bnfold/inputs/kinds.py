@@ -117,6 +117,8 @@ def _smooth(shape: Shape, channel: Shape, rng: np.random.Generator) -> Array:
 
 def _impulses(shape: Shape, rng: np.random.Generator) -> Array:
     result = np.zeros(shape)
+    if result.size == 0:
+        return result
     spatial = shape[2:]
     for corner in itertools.product(*({0, n // 2, n - 1} for n in spatial)):
         where: Any = (..., *corner)
