@@ -30,6 +30,7 @@ import torch
 from merge_costs import ratio
 
 from bnfold import runtime
+from bnfold.graph import node_count
 from bnfold.io import nbytes
 from bnfold.rewrite import rewrite
 
@@ -121,7 +122,7 @@ def against_original(name: str, rounds: int) -> dict[str, Any]:
     left = Counter(entry.reason.code for entry in report.entries if entry.reason is not None)
     why = ", ".join(f"{count} {code}" for code, count in left.most_common())
     merged = sum(len(merge.nodes) - 1 for merge in report.merges if merge.into is not None)
-    nodes = f"{report.nodes_before} → {nodes_of(model)}"
+    nodes = f"{report.nodes_before} → {node_count(model)}"
     weights = f"{nbytes(original) / 1e6:.1f} → {nbytes(model) / 1e6:.1f} MB"
     latency = ratio(original, model, rounds=rounds)
     count = report.folded + report.kept
@@ -143,14 +144,9 @@ def against_source(name: str, rounds: int) -> dict[str, Any]:
     before, after = run(source, x), run(merged, x)
     assert np.abs(after - before).max() < 1e-4 * np.abs(before).max(), name
     latency, gain = ratio(source, merged, rounds=rounds), ratio(original, merged, rounds=rounds)
-    cells = (name, *map(nodes_of, (original, merged, source)), f"{gain:.2f}", f"{latency:.2f}")
+    cells = (name, *map(node_count, (original, merged, source)), f"{gain:.2f}", f"{latency:.2f}")
     print("|", " | ".join(map(str, cells)), "|", flush=True)
     return {"architecture": name, "latency": latency}
-
-
-def nodes_of(model: ir.Model) -> int:
-    """The number of nodes, those in bodies included."""
-    return sum(1 for _ in model.graph.all_nodes())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import bnfold
+from bnfold.graph import node_count
 from bnfold.models import registry
 
 # Sizes that take some milliseconds a pass on one thread.
@@ -97,7 +98,7 @@ def measured(arch: str, rounds: int) -> dict[str, Any]:
     return {
         "arch": arch,
         "original_ms": found["original"].median_us / 1e3,
-        "nodes": nodes | {name: sum(1 for _ in model.graph.all_nodes()) for name, model in models.items()},
+        "nodes": nodes | {name: node_count(model) for name, model in models.items()},
         "cpu": {name: seconds / cpu["merged"] for name, seconds in cpu.items()},
         "ratio": {
             name: (row.ratio, row.ratio_low, row.ratio_high) for name, row in found.items() if name != "merged"

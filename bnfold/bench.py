@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold import runtime
-from bnfold.arrays import Array
+from bnfold.arrays import Array, Float64
 from bnfold.errors import InputError, UsageError
 from bnfold.inputs import feeds
 from bnfold.io import Source, load
@@ -119,10 +119,9 @@ def bench(
     sources = [models] if isinstance(models, (str, os.PathLike, onnx.ModelProto, ir.Model)) else list(models)
     if not sources:
         raise UsageError("name at least one model to time")
-    if rounds < 1:
-        raise UsageError(f"rounds must be at least 1, not {rounds}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, not {threads}")
+    for name, number in (("rounds", rounds), ("threads", threads)):
+        if number is not None and number < 1:
+            raise UsageError(f"{name} must be at least 1, not {number}")
     say = progress or (lambda text: None)
     say("opening sessions")
     loaded = [load(source) for source in sources]
@@ -134,12 +133,7 @@ def bench(
     sizes = {**(dict.fromkeys(feeds.batch_dims(loaded[0]), batch) if batch is not None else {}), **(dims or {})}
     attempt = partial(runtime.attempt, partial(runtime.run, sessions[0]))
     sample = feeds.generated(loaded[0], seed=seed, samples=1, dims=sizes, attempt=attempt)[0]
-    repeats = [_repeats(session, sample.feeds) for session in sessions]
-    times = np.empty((rounds, len(sessions)))
-    for index, order in enumerate(_orders(len(sessions), rounds)):
-        say(f"round {index + 1} of {rounds}")
-        for position in order:
-            times[index, position] = _block(sessions[position], sample.feeds, repeats[position])
+    times = _timed(sessions, sample.feeds, rounds, say)
     rows = [_row(name, times[:, i], times[:, 0], seed) for i, name in enumerate(names)]
     shapes = {name: array.shape for name, array in sample.feeds.items()}
     return BenchReport(tuple(rows), provider, threads, rounds, shapes, runtime.version())
@@ -157,6 +151,17 @@ def _check_interfaces(names: Sequence[str], models: Sequence[ir.Model]) -> None:
         if [(v.name, v.dtype) for v in feeds.inputs(model)] != first:
             described = ", ".join(feeds.describe(v) for v in feeds.inputs(model)) or "none"
             raise InputError(f"{name} takes other inputs than {names[0]}: {described}")
+
+
+def _timed(sessions: Sequence[Any], sample: Mapping[str, Array], rounds: int, say: Callable[[str], None]) -> Float64:
+    """Seconds per call `(rounds, sessions)`."""
+    repeats = [_repeats(session, sample) for session in sessions]
+    times = np.empty((rounds, len(sessions)))
+    for index, order in enumerate(_orders(len(sessions), rounds)):
+        say(f"round {index + 1} of {rounds}")
+        for position in order:
+            times[index, position] = _block(sessions[position], sample, repeats[position])
+    return times
 
 
 def _orders(count: int, rounds: int) -> Iterator[list[int]]:
@@ -181,7 +186,7 @@ def _block(session: Any, sample: Mapping[str, Array], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _row(name: str, times: Array, first: Array, seed: int) -> Row:
+def _row(name: str, times: Float64, first: Float64, seed: int) -> Row:
     ratios = times / first
     rng = np.random.default_rng(seed)
     medians = np.median(ratios[rng.integers(0, len(ratios), (RESAMPLES, len(ratios)))], axis=1)
