@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -15,6 +16,8 @@ from bnfold.errors import OutputError
 
 # What a process that was killed left half-written is removed by the next that writes there; a living one writes on.
 STALE_S = 3600.0
+# What is being written, and what is only there for a while: files and folders.
+_SCRATCH: set[Path] = set()
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
@@ -54,17 +57,41 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     # Not mkstemp: its files are readable by the owner only, whatever the umask.
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
     try:
-        yield temporary
-        if path.exists():
-            os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        with scratch(temporary):
+            yield temporary
+            if path.exists():
+                os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[None]:
+    """The file `path`, which the block may write, is gone after it, and after `abandon`."""
+    _SCRATCH.add(path)
+    try:
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        _SCRATCH.discard(path)
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder, which `abandon` removes too."""
+    folder = tempfile.TemporaryDirectory(prefix="bnfold-", ignore_cleanup_errors=True)
+    _SCRATCH.add(Path(folder.name))
+    return folder
+
+
+def abandon() -> None:
+    """Remove what is half-written or temporary, for a process that ends without its orderly way out."""
+    for path in tuple(_SCRATCH):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def target(path: str | os.PathLike[str]) -> Path:

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from bnfold.derived import Derived, release
 from bnfold.errors import ModelError, one_line
-from bnfold.files import check_output, reason, replacing, target, unwritable
+from bnfold.files import check_output, reason, replacing, scratch, target, unwritable
 from bnfold.graph.operators import in_one_domain
 from bnfold.graph.skeleton import check, withdrawn
 from bnfold.graph.soundness import check_external, check_nodes, check_stored
@@ -200,23 +200,21 @@ def _graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
 
 
 def _save_external(model: ir.Model, path: Path) -> Path:
-    scratch = path.with_name(f".{path.name}.{os.urandom(6).hex()}.data")
-    try:
-        with open(scratch, "wb") as stream:
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.data")
+    with scratch(temporary):
+        with open(temporary, "wb") as stream:
             places, name = _write_tensors(model, stream)
         data = path.with_name(f"{path.name}.{name[:16]}.data")
         existed = data.exists()
         try:
-            with replacing(data) as temporary:
-                os.replace(scratch, temporary)
-            with replacing(path) as temporary, _moved(model, places, data):
-                temporary.write_bytes(serialize(model))
+            with replacing(data) as renamed:
+                os.replace(temporary, renamed)
+            with replacing(path) as written, _moved(model, places, data):
+                written.write_bytes(serialize(model))
         except BaseException:
             if not existed:
                 data.unlink(missing_ok=True)
             raise
-    finally:
-        scratch.unlink(missing_ok=True)
     return data
 
 

@@ -23,6 +23,7 @@ import onnx_ir as ir
 
 from bnfold.arrays import Array
 from bnfold.errors import ModelError, ProviderError, one_line
+from bnfold.files import scratch_folder
 from bnfold.io import INLINE_LIMIT, Source, nbytes, save, serialize, tensors
 from bnfold.providers import PROVIDERS, named, short
 
@@ -267,7 +268,7 @@ def _content(model: Source, options: Any) -> tuple[str | bytes, tempfile.Tempora
         return serialize(model), None
     if not folders and nbytes(model) < INLINE_LIMIT:
         return serialize(model), None
-    folder = tempfile.TemporaryDirectory(prefix="bnfold-", ignore_cleanup_errors=True)
+    folder = scratch_folder()
     path = Path(folder.name) / "model.onnx"
     save(model, path)
     return str(path), folder

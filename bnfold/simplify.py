@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from bnfold.errors import BnfoldError, ModelError
+from bnfold.files import scratch_folder
 from bnfold.graph import node_count
 from bnfold.io import load, nbytes, save
 
@@ -85,7 +85,7 @@ def _needless(model: ir.Model) -> str | None:
 
 
 def _in_child(model: ir.Model, timeout: float) -> tuple[ir.Model | None, str]:
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
+    with scratch_folder() as folder:
         before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
         save(model, before, external=False)
         keep = any(value.is_graph_input() for value in model.graph.initializers.values())

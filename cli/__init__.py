@@ -1,24 +1,23 @@
 """The command line: a thin skin over the Python functions, one file a verb.
 
 Exit codes: 0 passed · 1 not equivalent, or findings · 2 usage · 3 inconclusive · 4 the input can't be processed ·
-70 a bug in bnfold · 130 and 143 interrupted.
+70 a bug in bnfold · 130 and 143 interrupted · 141 the reader of standard output has gone.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
-import io
 import logging
-import os
 import signal
 import sys
-from types import FrameType
 from typing import NoReturn
 
 import click
 
 from bnfold import __version__
+from bnfold.cli.interrupts import Terminated, terminate
+from bnfold.cli.streams import ReaderGone, guarded
 from bnfold.errors import BnfoldError
 
 VERBS = (
@@ -27,10 +26,6 @@ VERBS = (
 )  # fmt: skip
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
-
-
-class Terminated(BaseException):
-    """SIGTERM, as an exception, so that every `finally` on the way out removes what is half-written."""
 
 
 class Verbs(click.Group):
@@ -58,27 +53,21 @@ def bnfold() -> None:
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code; a user's error is one line on stderr."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     # A model is very many small objects that all stay; searching them for cycles again and again finds nothing.
     gc.set_threshold(100_000, 20, 20)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without our arrows is no reason to fail
     # What onnx_ir logs about an invalid model is in our message already.
     logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
-    try:
+    with guarded():
         code = _run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has gone (`bnfold … | head`); Python would complain again while it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + 13  # SIGPIPE, which Windows has not
     sys.exit(code)
 
 
 def _run(args: list[str] | None) -> int:
     try:
-        return bnfold.main(args, prog_name="bnfold", standalone_mode=False) or 0
+        code = bnfold.main(args, prog_name="bnfold", standalone_mode=False) or 0
+        sys.stdout.flush()
+        return code
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
@@ -99,7 +88,9 @@ def _run(args: list[str] | None) -> int:
     except MemoryError:
         _complain("out of memory; use a machine with more of it")
         return BnfoldError.exit_code
-    except (SystemExit, BrokenPipeError):
+    except ReaderGone:
+        return 128 + 13  # SIGPIPE, which Windows has not
+    except SystemExit:
         raise
     except Exception:
         import traceback
@@ -111,8 +102,3 @@ def _run(args: list[str] | None) -> int:
 
 def _complain(message: str) -> None:
     click.echo(f"bnfold: {' '.join(message.split())}", err=True)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; the way out must not be interrupted
-    raise Terminated

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from bnfold.cli.interrupts import bounded
+
 
 @dataclass(frozen=True)
 class Screen:
@@ -39,15 +41,16 @@ class Screen:
 
     @contextlib.contextmanager
     def working(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Show on a terminal that something goes on; call the yielded function to say what."""
+        """Show on a terminal what goes on, which can be interrupted; call the yielded function to say what."""
         from rich.console import Console
 
         console = Console(stderr=True)
-        if self.quiet or not console.is_terminal:
-            yield lambda text: None
-            return
-        with console.status(text) as status:
-            yield status.update
+        with bounded():
+            if self.quiet or not console.is_terminal:
+                yield lambda text: None
+                return
+            with console.status(text) as status:
+                yield status.update
 
 
 def _console() -> Any:

@@ -20,7 +20,8 @@ Written by `make docs` from `bnfold --help`; a test fails when it is stale.
 | 3 | inconclusive: neither proven the same nor different |
 | 4 | the input can't be processed: unreadable or invalid, provider not there, output not writable |
 | 70 | a bug in bnfold |
-| 130, 143 | interrupted by Ctrl-C, by SIGTERM |
+| 130, 143 | interrupted by Ctrl-C, by SIGTERM: within seconds, with nothing half-written |
+| 141 | the reader of standard output has gone, as in `bnfold … \\| head` |
 
 `--json` prints one document whose `schema` names the verb and a version, such as `bnfold.verify/1`; the JSON Schemas
 are in `bnfold/report/schemas/`.

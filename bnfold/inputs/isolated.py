@@ -27,6 +27,8 @@ class Prober:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None and self._child is not None:
+            self._child.kill()  # it may be in a run that takes long
         self._end()
 
     def attempt(self, sizes: Mapping[str, int]) -> float | str:
