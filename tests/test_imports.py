@@ -75,7 +75,7 @@ MAY = {
     "graph": "affine derived errors graph",
     "graph.constants": "",
     "graph.operators": "",
-    "graph.soundness": "errors",
+    "graph.soundness": "errors graph.operators",
     "graph.skeleton": "affine derived graph.operators graph.soundness",
     "graph.access": "affine derived graph.constants",
     "graph.surgery": "graph.access",

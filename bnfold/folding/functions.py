@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from bnfold.graph import BATCH_NORM, Op, is_op
+from bnfold.graph import BATCH_NORM, Op, all_nodes, is_op
 from bnfold.rules import rule_for
 from bnfold.rules.sources import SOURCES
 
@@ -19,7 +19,7 @@ def inline(model: ir.Model) -> None:
     A function stays whose operators mean something else in the opset of the model.
     """
     calls = _Calls(model)
-    normalized = any(is_op(node, BATCH_NORM) for node in calls.nodes())
+    normalized = any(is_op(node, BATCH_NORM) for node in all_nodes(model))
     chosen = {
         identifier for identifier, function in model.functions.items()
         if calls.harmonize(function) and (calls.holds_affine(function) or (normalized and calls.has_law(function)))
@@ -47,7 +47,7 @@ class _Calls:
         known = -1
         while known < len(self.constant):
             known = len(self.constant)
-            for node in self.nodes():
+            for node in all_nodes(model):
                 self._call(node)
 
     def _reach(self, function: ir.Function) -> set[ir.OperatorIdentifier]:
@@ -69,12 +69,6 @@ class _Calls:
             self.barred.add(function.identifier())  # the inliner passes no graphs
         pairs = zip(function.inputs, node.inputs, strict=False)
         self.constant |= {formal for formal, actual in pairs if self._is_constant(actual)}
-
-    def nodes(self) -> Iterator[ir.Node]:
-        """Yield the nodes of the graphs and of the functions."""
-        yield from self.model.graph.all_nodes()
-        for function in self.model.functions.values():
-            yield from function.all_nodes()
 
     def _is_constant(self, value: ir.Value | None) -> bool:
         if value is None:

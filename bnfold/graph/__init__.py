@@ -5,7 +5,6 @@ from bnfold.graph.access import (
     CONSTANT_BYTES,
     Op,
     Shape,
-    bodies,
     const,
     derive,
     dtype,
@@ -21,7 +20,7 @@ from bnfold.graph.access import (
     tensor,
 )
 from bnfold.graph.annotate import annotate, annotate_graph
-from bnfold.graph.operators import BATCH_NORM, is_op, node_count
+from bnfold.graph.operators import BATCH_NORM, all_nodes, bodies, is_op, node_count
 
 __all__ = [
     "ASSUMED_SHAPE",
@@ -29,6 +28,7 @@ __all__ = [
     "CONSTANT_BYTES",
     "Op",
     "Shape",
+    "all_nodes",
     "annotate",
     "annotate_graph",
     "bodies",

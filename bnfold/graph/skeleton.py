@@ -10,7 +10,7 @@ import onnx.shape_inference
 import onnx_ir as ir
 
 from bnfold.derived import release
-from bnfold.graph.operators import is_op
+from bnfold.graph.operators import all_nodes, is_op
 from bnfold.graph.soundness import nbytes
 
 # Inference reads shapes and indices from the values of small constants.
@@ -58,8 +58,7 @@ def withdrawn(model: ir.Model) -> bool:
     """Whether onnx's checker would refuse the model for nothing but the GroupNormalization of opset 18 to 20."""
     if not 18 <= model.opset_imports.get("", 1) < 21:
         return False
-    nodes = [*model.graph.all_nodes(), *(node for each in model.functions.values() for node in each.all_nodes())]
-    return any(is_op(node, "GroupNormalization") for node in nodes)
+    return any(is_op(node, "GroupNormalization") for node in all_nodes(model))
 
 
 def _stand_in(nodes: Iterable[onnx.NodeProto]) -> None:

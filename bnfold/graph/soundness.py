@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from bnfold.errors import ModelError
+from bnfold.graph.operators import bodies
 
 
 def check_nodes(model: ir.Model) -> None:
@@ -74,12 +75,8 @@ def _nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
         raise ValueError(f"the name {graph.name!r} is not valid UTF-8")
     for node in graph:
         yield node
-        for attr in node.attributes.values():
-            if attr.type == ir.AttributeType.GRAPH and not attr.is_ref():
-                yield from _nodes(attr.as_graph())
-            elif attr.type == ir.AttributeType.GRAPHS and not attr.is_ref():
-                for body in attr.as_graphs():
-                    yield from _nodes(body)
+        for body in bodies(node):
+            yield from _nodes(body)
 
 
 def _check_node(node: ir.Node, *, formal: bool) -> None:

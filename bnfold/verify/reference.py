@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.arrays import Array
+from bnfold.graph import bodies
 from bnfold.verify import control
 from bnfold.verify.kernels import KERNELS, Call, Unsupported, real
 from bnfold.verify.kernels.base import Kernel, is_float
@@ -188,7 +189,7 @@ def unsupported(model: ir.Model) -> list[str]:
     """Return the operators that have no float64 kernel here, by name and sorted."""
     found = set()
     for node in model.graph.all_nodes():
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain:
             found.add(f"{node.domain}.{node.op_type}")
         elif node.op_type not in KERNELS and node.op_type not in control.CONTROL:
             found.add(node.op_type)
@@ -209,15 +210,6 @@ def fixed_values(graph: ir.Graph) -> set[ir.Value]:
 
     visit(graph)
     return fixed
-
-
-def bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    """Yield the control-flow bodies of a node."""
-    for attr in node.attributes.values():
-        if attr.type == ir.AttributeType.GRAPH:
-            yield attr.as_graph()
-        elif attr.type == ir.AttributeType.GRAPHS:
-            yield from attr.as_graphs()
 
 
 def reads(node: ir.Node) -> Iterator[ir.Value]:
