@@ -10,9 +10,6 @@ from onnx import helper
 
 from tests.random_builder import TYPES, Builder, Value
 
-# Affines -------------------------------------------------------------------------------------------------------------
-
-
 def batch_norm(b: Builder, x: Value | None = None, groups: int = 0) -> None:
     """A BatchNormalization; with `groups` its channels agree within each."""
     x = x or b.pick(2, 3, 4)
@@ -53,9 +50,6 @@ def last_affine(b: Builder, x: Value) -> Value:
     if op != "Add":
         x = b.arithmetic("Mul", x, b.normal(x.shape[-1]))
     return x if op == "Mul" else b.arithmetic("Add", x, b.normal(x.shape[-1]))
-
-
-# Linear --------------------------------------------------------------------------------------------------------------
 
 
 def conv(b: Builder) -> None:
@@ -133,8 +127,6 @@ def attention(b: Builder) -> None:
         last_affine(b, y)
 
 
-# Norms ---------------------------------------------------------------------------------------------------------------
-
 _CHANNELS, _LAST = ("InstanceNormalization", "GroupNormalization"), ("LayerNormalization", "RMSNormalization")
 NORMS = {"InstanceNormalization": 6, "LayerNormalization": 17, "GroupNormalization": 21, "RMSNormalization": 23}
 
@@ -158,9 +150,6 @@ def norm(b: Builder) -> None:
             batch_norm(b, y, groups)
 
 
-# Recurrent -----------------------------------------------------------------------------------------------------------
-
-
 def recurrent(b: Builder) -> None:
     """An LSTM, GRU or RNN in one or both directions, with an affine of its features before it or none."""
     x = b.pick(3)
@@ -178,8 +167,6 @@ def recurrent(b: Builder) -> None:
     operands = [x.name, *(b.constant(array, x.dtype) for array in arrays)]
     b.add(op, x, operands, [t, ways, n, 2], hidden_size=2, direction=direction)
 
-
-# Quantized -----------------------------------------------------------------------------------------------------------
 
 _CODES = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "uint4": (0, 15)}
 
@@ -224,9 +211,6 @@ def quantized(b: Builder) -> None:
 
 def _codes(b: Builder, kind: str, shape: Any, low: int, high: int) -> str:
     return b.constant(b.draw.rng.integers(low, high, shape, endpoint=True).astype(ir.DataType[kind.upper()].numpy()))
-
-
-# Types ---------------------------------------------------------------------------------------------------------------
 
 
 def cast(b: Builder) -> None:

@@ -10,9 +10,6 @@ from onnx import TensorProto, helper
 from tests.random_builder import Builder, Value
 from tests.random_layers import arithmetic, batch_norm, info, last_affine
 
-# What commutes -------------------------------------------------------------------------------------------------------
-
-
 def elementwise(b: Builder) -> None:
     x = b.pick()
     if x is None:
@@ -82,9 +79,6 @@ def resize(b: Builder) -> None:
     mode = b.draw.of("nearest", "linear")
     roi = "" if b.opset >= 13 else b.constant(np.zeros(0), "float")
     b.add("Resize", x, [x.name, roi, name], shape, mode=mode, coordinate_transformation_mode="asymmetric")
-
-
-# Moves ---------------------------------------------------------------------------------------------------------------
 
 
 def transpose(b: Builder) -> None:
@@ -190,9 +184,6 @@ def depth(b: Builder) -> None:
         b.add("SpaceToDepth", x, [x.name], [n, 4 * c, h // 2, w // 2], blocksize=2)
 
 
-# Joins ---------------------------------------------------------------------------------------------------------------
-
-
 def join(b: Builder) -> None:
     x = b.pick()
     if x is None:
@@ -232,9 +223,6 @@ def concat(b: Builder) -> None:
     parts = [x, *(b.draw.of(*fits) for _ in range(b.draw.size(1, 2)))]
     shape = [sum(v.shape[axis] for v in parts) if k == axis else n for k, n in enumerate(x.shape)]
     b.add("Concat", x, [v.name for v in parts], shape, axis=axis)
-
-
-# Bodies and functions ------------------------------------------------------------------------------------------------
 
 
 def _chain(inner: Builder, x: Value) -> Value:

@@ -61,9 +61,6 @@ def _external() -> onnx.ModelProto:
     return model
 
 
-# Bytes ---------------------------------------------------------------------------------------------------------------
-
-
 def _span(random: Random, data: bytes, longest: int = 64) -> tuple[int, int]:
     start = random.randrange(len(data))
     return start, min(len(data), start + 1 + random.randrange(longest))
@@ -111,9 +108,6 @@ def _spliced(random: Random, data: bytes) -> bytes:
 
 
 BYTES = (_flipped, _replaced, _truncated, _without, _repeated, _exchanged, _spliced)
-
-# Fields --------------------------------------------------------------------------------------------------------------
-
 
 def _messages(message: Message) -> Iterator[Message]:
     yield message
@@ -185,9 +179,6 @@ def mutant(seed: int) -> bytes:
     random = Random(seed)
     data = random.choice(bases())
     return random.choice(BYTES)(random, data) if seed % 2 else _altered(random, data)
-
-
-# The test -------------------------------------------------------------------------------------------------------------
 
 
 def survives(data: bytes, folder: Path) -> bool:

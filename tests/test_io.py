@@ -63,7 +63,6 @@ def test_external_tensors_stay_memory_mapped(tmp_path: Path) -> None:
     assert all(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
 
 
-
 def test_a_mapped_tensor_that_is_still_looked_at_is_released_later(tmp_path: Path) -> None:
     value = next(iter(io.load(external(tmp_path / "model.onnx")).graph.initializers.values()))
     tensor = value.const_value

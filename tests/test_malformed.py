@@ -30,9 +30,6 @@ def optimized(proto: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, Fo
     return onnx.load(folder / "out.onnx"), done.report
 
 
-# Refused -------------------------------------------------------------------------------------------------------------
-
-
 def _cut_short(model: onnx.ModelProto) -> None:
     tensor = model.graph.initializer[0]
     tensor.raw_data = tensor.raw_data[:-4]
@@ -92,9 +89,6 @@ def test_it_is_refused_when_it_is_read(damage: Callable[[onnx.ModelProto], None]
     assert saying in str(refused.value) and "m.onnx" in str(refused.value)
 
 
-# Kept ----------------------------------------------------------------------------------------------------------------
-
-
 def _wrong_rank(model: onnx.ModelProto) -> None:
     model.graph.node[1].attribute[0].ints.pop()
 
@@ -143,9 +137,6 @@ def test_a_vector_that_nobody_could_store_is_not_walked_through(tmp_path: Path) 
     model = build("(T[2,4,8,8] x, int64[4294967296] i) => (T[n,c,h,w] y) { a = BN(x, A.4)  d = Slice(a, i, {9}, {1})"
                   "  y = Conv(d, w[3,4,3,3]) }")  # fmt: skip
     assert operators(optimized(model, tmp_path)[0])[-1] == "Conv"
-
-
-# Valid ---------------------------------------------------------------------------------------------------------------
 
 
 def test_a_function_of_another_opset_is_folded_where_it_means_the_same(tmp_path: Path) -> None:

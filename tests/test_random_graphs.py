@@ -195,9 +195,6 @@ def test_same_function_in_narrow_types(seeds: range) -> None:
                 assert distance(runs[1][name], y) <= limit + MARGIN * noise, f"seed {seed}, output {name} at runtime"
 
 
-# What is drawn -------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Seen:
     """In how many models something was drawn, and in how many of them an affine was folded through or into it."""

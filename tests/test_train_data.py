@@ -20,7 +20,6 @@ def digits() -> data.Dataset:
     return data.load("digits")
 
 
-
 def test_digits(digits: data.Dataset) -> None:
     images = np.concatenate([digits.train.images, digits.test.images])
     assert images.shape == (1797, 1, 8, 8) and images.dtype == np.float32

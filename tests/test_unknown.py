@@ -84,8 +84,6 @@ def test_law_of_what_is_less_known(op_type: str, judgement: str) -> None:
     check()
 
 
-# The cases again ------------------------------------------------------------------------------------------------------
-
 GRAPHS = [case.graph for case in CASES if not case.graph.domains]
 LESS = ("ranks", "sizes", "constants", "overridable")
 

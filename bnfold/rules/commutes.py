@@ -108,9 +108,6 @@ def _lowered(affine: Affine, guard: Guard) -> Affine:
     return affine.map(lambda a: np.squeeze(ranked(a, rank), tuple(sorted(guard.mixed))))
 
 
-# Rows --------------------------------------------------------------------------------------------------------------
-
-
 def _anything(op: Op) -> Guard | Refusal:
     return Guard()
 

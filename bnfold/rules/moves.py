@@ -31,9 +31,6 @@ class Move:
     backward: Callable[[Float64, float], Float64]
 
 
-# Reshape -------------------------------------------------------------------------------------------------------------
-
-
 def _reshape(op: Op) -> Move:
     source, target = known(op.shape(0), "input"), known(op.out_shape(), "output")
     return Move(lambda a: regroup(a, source, target), lambda a, fill: regroup(a, target, source))
@@ -74,9 +71,6 @@ def _blocks(deep: Shape, wide: Shape, block: int, mode: str) -> Move:
 
 def _flipped(move: Move) -> Move:
     return Move(lambda a: move.backward(a, 0.0), lambda a, fill: move.forward(a))
-
-
-# The judgements ------------------------------------------------------------------------------------------------------
 
 
 def _backward(move: Move, affine: Affine) -> Affine:

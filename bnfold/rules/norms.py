@@ -88,8 +88,6 @@ def _group_hoist(op: Op, demands: Facts) -> Outcome:
     return hoisting(_channels)(op, {0: wanted.map(one_a_group)})  # type: ignore[return-value]
 
 
-# Sinking -------------------------------------------------------------------------------------------------------------
-
 Together = Callable[[Op, int], frozenset[int]]
 
 

@@ -231,9 +231,6 @@ def test_a_model_that_loses_rows_is_not_answered_from_a_batch(pool: ThreadPoolEx
     run(short, pool, Limits(64, 1, 8), story)
 
 
-# The self-test at the start --------------------------------------------------------------------------------------
-
-
 def test_a_model_that_mixes_rows_is_not_batched(tmp_path: Path) -> None:
     path = zoo.write(zoo.mixer(), tmp_path / "mixer")
     with pytest.raises(ModelError, match="mixes rows; serve it with --max-batch 1"):

@@ -30,9 +30,6 @@ from tests.serve import zoo
 NUMBERS = [name for name in zoo.DTYPES if name not in ("BYTES", "BF16")]
 
 
-# Tensors ---------------------------------------------------------------------------------------------------------
-
-
 @given(st.data())
 def test_every_number_comes_back_to_the_bit(data: Any) -> None:
     """Binary and JSON, both ways, for any array of any type."""
@@ -118,8 +115,6 @@ def test_messages_are_what_triton_says() -> None:
     assert all(hasattr(module, "DESCRIPTOR") for module in (service_pb2,)), "both are in one process"
 
 
-# The machine -----------------------------------------------------------------------------------------------------
-
 CGROUPS: dict[str, tuple[str, dict[str, str], float]] = {
     "no limit": ("0::/\n", {"cpu.max": "max 100000"}, math.inf),
     "one and a half": ("0::/\n", {"cpu.max": "150000 100000"}, 2),
@@ -142,9 +137,6 @@ def test_cores_are_the_containers(tmp_path: Path, case: str) -> None:
         (tmp_path / "root" / name).write_text(text)
     everything = cores(membership=tmp_path / "nothing", root=tmp_path)
     assert cores(membership=tmp_path / "self", root=tmp_path / "root") == min(limit, everything)
-
-
-# Security --------------------------------------------------------------------------------------------------------
 
 
 def test_tokens(tmp_path: Path) -> None:
@@ -192,9 +184,6 @@ def test_a_budget_is_over_all_requests() -> None:
     budget.take(100)
 
 
-# Names and settings ----------------------------------------------------------------------------------------------
-
-
 def test_a_repository_is_a_file_or_a_folder(tmp_path: Path) -> None:
     zoo.repository(tmp_path / "r", "double", "pair")
     zoo.write(zoo.times(3.0), tmp_path / "r" / "double", 10)
@@ -225,9 +214,6 @@ def test_settings_survive_the_way_to_the_worker() -> None:
     settings = Settings(Path("/a/b"), custom_ops=("x.so",), timeout=1.5, token_file="t")
     handed = json.loads(json.dumps({**asdict(settings), "source": str(settings.source)}))
     assert parse_settings(handed) == settings
-
-
-# Logs and statistics ---------------------------------------------------------------------------------------------
 
 
 def _line(as_json: bool, message: str, **fields: Any) -> str:
