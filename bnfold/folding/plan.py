@@ -30,12 +30,12 @@ from bnfold.rules.base import Edit, Outcome, Reason, Refusal, Step
 from bnfold.rules.fused import fused
 from bnfold.rules.sources import Source, source
 
-# What reads only the shape of a value does not care what the value means.
-INDIFFERENT = ("Shape", "Size")
+# Operands of which only the shape or the type is read: what they mean does not matter.
+INDIFFERENT = {("Shape", 0), ("Size", 0), ("CastLike", 1)}
 
 
-def _indifferent(node: ir.Node) -> bool:
-    return Op(node).type in INDIFFERENT
+def _indifferent(node: ir.Node, slot: int) -> bool:
+    return (Op(node).type, slot) in INDIFFERENT
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _agreed(walk: Walk, producer: ir.Node, asked: list[tuple[ir.Value, Use, Affi
         covered = {use for _, use, _ in mine}
         others = [
             (use.node, use.idx) for use in value.uses()
-            if (use.node, use.idx) not in covered and not _indifferent(use.node)
+            if (use.node, use.idx) not in covered and not _indifferent(*use)
         ]  # fmt: skip
         walk.seen.update(node for node, _ in others)
         refusal = disagreement(value, mine, others)
@@ -235,7 +235,7 @@ def _spread(walk: Walk, value: ir.Value, affine: Affine, settled: bool = False) 
 
     `settled` computes the affine at once, unless the only reader is a constant operator that can take it over.
     """
-    uses = [(use.node, use.idx) for use in value.uses() if not _indifferent(use.node)]
+    uses = [(use.node, use.idx) for use in value.uses() if not _indifferent(*use)]
     if affine.is_identity:
         return
     if settled and not (len(uses) == 1 and isinstance(source(Op(uses[0][0])), Source)):

@@ -92,6 +92,8 @@ def tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
         return _constant_attribute(producer)
     if producer.op_type == "CastLike":
         return _cast_like(producer)
+    if producer.op_type == "Shape" and (known := _sizes(producer)) is not None:
+        return known
     if producer.op_type in EVALUATE:
         return _evaluated(value, producer)
     return None
@@ -146,6 +148,21 @@ def _cast_like(node: ir.Node) -> ir.TensorProtocol | None:
     if held is None or kind is None or held.nbytes > CONSTANT_BYTES:
         return None
     return ir.tensor(held.numpy().astype(kind.numpy()), dtype=kind)
+
+
+def _sizes(node: ir.Node) -> ir.TensorProtocol | None:
+    """Evaluate the Shape of a value that need not be constant: the sizes asked for are known."""
+    whole = shape(node.inputs[0]) or ()
+    asked = whole[attr(node, "start", 0) : attr(node, "end", None)]
+    sizes = [size for size in asked if isinstance(size, int)]
+    return ir.tensor(np.array(sizes, np.int64)) if whole and len(sizes) == len(asked) else None
+
+
+def forget_constants(node: ir.Node) -> None:
+    """Have the node's constants evaluated anew: shapes that were unknown may be known by now."""
+    if node.op_type in EVALUATE:
+        for value in node.outputs:
+            value.meta.pop(_CONSTANT, None)
 
 
 def _evaluated(value: ir.Value, node: ir.Node) -> ir.TensorProtocol | None:

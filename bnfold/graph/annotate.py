@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from bnfold.graph.access import DTYPE, HOME, OPSET, SHAPE, bodies, size
+from bnfold.graph.access import DTYPE, HOME, OPSET, SHAPE, bodies, forget_constants, size
 from bnfold.graph.shapes import refine
 from bnfold.graph.skeleton import inferred
 
@@ -18,6 +18,8 @@ def annotate(model: ir.Model) -> None:
         graph.meta[OPSET] = model.opset_imports.get("", 1)
     annotate_graph(model.graph, inferred(model))
     refine(model.graph)
+    for node in model.graph.all_nodes():
+        forget_constants(node)
 
 
 def annotate_graph(graph: ir.Graph, proto: onnx.GraphProto, key: str = SHAPE) -> None:

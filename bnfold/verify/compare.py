@@ -1,10 +1,11 @@
 """The output test (V3), the class test (V4) and the test for new NaN and infinities (V5), on one sample.
 
-    RMS(c − y) ≤ τ·max(RMS(o − y), S, η)
+    RMS(c − y) ≤ τ·max(RMS(o − y), S, u·RMS(y), η)
 
 y is the original in float64, o the original on the provider with graph optimizations off, c the candidate there, S the
-RMS change of y when every weight moves by its unit roundoff, and η what is as good as zero in the output's type.
-Pooling is per output and per sample, so that a sample of large values does not mask one of small values.
+RMS change of y when every weight moves by its unit roundoff, u·RMS(y) what it takes to store y, and η what is as good
+as zero in the output's type: a cosine of a value with itself may come out as exactly 1, whatever the weights. Pooling
+is per output and per sample, so that a sample of large values does not mask one of small values.
 
 τ falls with the number of values pooled, because the RMS of few errors scatters. What counts is how many values carry
 the noise: a saturated softmax over 1000 classes has two that move. With q the squared noise of each value, that number
@@ -20,7 +21,7 @@ import numpy as np
 
 from bnfold.arrays import Array
 from bnfold.verify.kernels.base import is_float
-from bnfold.verify.precision import underflow
+from bnfold.verify.precision import half_ulp, underflow
 
 # Few pooled values scatter more: (from this many values on, τ).
 TAU = ((64, 4.0), (8, 8.0), (0, 16.0))
@@ -30,7 +31,7 @@ NOISY = 0.1
 
 @dataclass(frozen=True)
 class Measure:
-    """One output of one sample, measured; see `Cell` for the fields' meaning."""
+    """One output of one sample, measured; see `Cell` for the fields' meaning. `new` counts new NaN and infinities."""
 
     error: float
     limit: float
@@ -41,6 +42,7 @@ class Measure:
     mismatch: str | None = None
     doubt: str | None = None
     warning: str | None = None
+    new: int = 0
 
     @property
     def ratio(self) -> float:
@@ -107,12 +109,13 @@ def measure(y: Array, o: Array, c: Array, noise: Noises | None, others: Sequence
         return Measure(0, 0, 0, 0, 0, 0, doubt=f"its shape depends on rounding: {list(y.shape)} or {list(o.shape)}")
     if not is_float(o) or noise is None:
         return _exact(y, o, c, others)
-    least = underflow(o.dtype)
+    stored, least = o.dtype, underflow(o.dtype)
     y, o, c = (v.astype(np.float64).ravel() for v in (y, o, c))
     bad_y, bad_o, bad_c = (~np.isfinite(v) for v in (y, o, c))
     good = ~(bad_y | bad_o | bad_c)
     new, removed, both = (int(np.count_nonzero(m)) for m in (bad_c & ~bad_o, bad_o & ~bad_c, bad_c & bad_o))
     error, size, values = rms((c - y)[good]), rms(y[good]), int(np.count_nonzero(good))
+    least = max(least, half_ulp(stored) * size)
     spread, s, carrying = noise.pooled(good)
     carrying = min(carrying, float(np.unique(y[good]).size))
     mismatch = f"{new} new NaN or infinite values" if new else None
@@ -120,7 +123,7 @@ def measure(y: Array, o: Array, c: Array, noise: Noises | None, others: Sequence
     if both or bad_y.any():
         doubt = f"{max(both, int(np.count_nonzero(bad_y)))} values of the original are NaN or infinite too"
     warning = f"{removed} NaN or infinite values of the original are finite in the candidate" if removed else None
-    return Measure(error, tau(carrying) * max(spread, s, least), spread, s, size, values, mismatch, doubt, warning)
+    return Measure(error, tau(carrying) * max(spread, s, least), spread, s, size, values, mismatch, doubt, warning, new)
 
 
 def _exact(y: Array, o: Array, c: Array, others: Sequence[Array]) -> Measure:

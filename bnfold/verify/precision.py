@@ -26,6 +26,11 @@ def model_unit(model: ir.Model) -> float:
     return max(found, default=2.0**-24)
 
 
+def half_ulp(dtype: np.dtype[Any]) -> float:
+    """Return the unit roundoff of a stored type."""
+    return float(ml_dtypes.finfo(dtype).eps) / 2.0  # type: ignore[no-untyped-call]
+
+
 def underflow(dtype: np.dtype[Any]) -> float:
     """Return what is as good as zero among values of a type: ONNX Runtime's exp may clamp below the normal numbers.
 

@@ -96,6 +96,12 @@ CASES = (
          constants={"v": np.arange(64.0).reshape(4, 4, 2, 2)[:, :3] - 32.0 * (np.arange(3) == 1).reshape(3, 1, 1)},
          twin={"Sub(v, m)": "Sub(v, z)", "[N,3,8,8] x)": "[N,3,8,8] x, T[4,1,1,1] z)"}, kept="variable-operand",
          left="ReduceMean Sub Conv BatchNormalization", exact=False),
+    case("Gemm, BN whose gamma takes its type and its size from the Gemm",
+         "(T[N,4] x) => (T[n,c] y) { a = Gemm(x, w[4,3])  o = CastLike(one, a)  z = Shape <start = 1, end = 2> (a)"
+         "  g = Expand(o, z)  y = BatchNormalization(a, g, b[3], m[3], v) }", "Gemm", "hoist", exact=False,
+         constants={"one": np.array([2.0]), "v": np.full(3, 0.75)},
+         twin={"(a)  g": "(q)  g", "T[N,4] x": "T[N,4] x, T[N,D] q"},
+         kept="not-constant", left="Gemm CastLike Shape Expand BatchNormalization"),
     # Axes are tracked, never sizes.
     _square("Mul [C,1,1], not [W]", "Mul(a, s[4,1,1])", {"s[4,1,1]": "s[4]"}),
     _square("Add [C,1,1], not [H,1]", "Add(a, s[4,1,1])", {"s[4,1,1]": "s[4,1]"}),
