@@ -204,13 +204,16 @@ def einsum(draw: Draw) -> Made:
 
 def _einsum_of_two(draw: Draw) -> Made:
     """A product of two values, one of them now and then a Softmax over the label that is summed."""
-    equation = draw.of("bij,bjk->bik", "bij,bkj->bik", "bhij,bhjd->bhid", "bi,bi->b", "ij,jk", "bi,bj->bij")
+    equation = draw.of("bij,bjk->bik", "bij,bkj->bik", "bhij,bhjd->bhid", "bi,bi->b", "ij,jk", "bi,bj->bij",
+                       "bij,bij->b", "bi,bij->bi", "bij,bi->bij")  # fmt: skip
     sizes = {label: draw.size(1, 3) for label in "bhijkd"}
-    left, right = ([sizes[label] for label in term] for term in equation.split("->")[0].split(","))
+    short = {label: draw.of(*[size] * 4, 1) for label, size in sizes.items()}
+    of = (sizes, short)[:: draw.of(1, -1)]
+    left, right = ([of[k][label] for label in term] for k, term in enumerate(equation.split("->")[0].split(",")))
     rank = len(equation.split("->")[1]) if "->" in equation else 2
     call = f'Einsum <equation = "{equation}">'
     if draw.of(True, False):
-        body = f"p = Softmax <axis = {draw.of(-1, -1, 0)}> (s)  y = {call} (p, x)"
+        body = f"p = Softmax <axis = {draw.of(-1, -1, 0, -2 if len(left) > 1 else 0)}> (s)  y = {call} (p, x)"
         return graph(body, value("s", left), value("x", right), rank=rank)
     return graph(f"y = {call} (x, z)", value("x", left), value("z", right), rank=rank)
 

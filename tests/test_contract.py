@@ -286,6 +286,7 @@ _AROUND = "(T[N,4,6,6] x, T[4,4,3,3] k, T v) => (T[n,c,h,w] y) "
         ("u = ReduceMax <axes = [0,2,3]> (x)  e = Squeeze(u)  a = BN(x, A.4)  y = Conv(a, w[4,4,3,3], e)",
          "variable-operand", "e"),
         ("a = BN(x, A.4)  d = Relu(a)  y = Conv(d, w[2,4,1,1])", "shift-blocked", "a"),
+        ('a = BN(x, A.4)  y = Einsum <equation = "abcc,abcd->abcd"> (a, x)', "barrier", "y"),
     ],
 )  # fmt: skip
 def test_what_is_kept_says_why_and_where(body: str, reason: str, blocking: str) -> None:

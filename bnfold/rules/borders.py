@@ -54,33 +54,27 @@ def _clip_hoist(op: Op, demands: Facts) -> Outcome | list[Step]:
     scale, shift = wanted.scale.item(), wanted.shift.item()
     if scale == 0.0:
         return Refusal(Reason.SIGN, detail="a scale of zero leaves Clip no bounds")
-    edits = _bound_edits(op, bounds, sorted(scale * bound + shift for bound in bounds), "s·v + t")
-    return edits if isinstance(edits, Refusal) else Step(passed={0: wanted}, edits=edits)
+    return _bounded(op, wanted, bounds, sorted(scale * bound + shift for bound in bounds), "s·v + t")
 
 
-def _bound_edits(
-    op: Op, bounds: tuple[float, float], mapped: list[float], formula: str
-) -> tuple[Edit, ...] | Refusal:
-    edits = []
-    for slot, name, bound, old in ((1, "min", mapped[0], bounds[0]), (2, "max", mapped[1], bounds[1])):
-        edit = _written(op, slot, name, bound, formula)
-        if isinstance(edit, Refusal):
-            return edit
-        if bound != old:
-            edits.append(edit)
-    return tuple(edits)
+def _bounded(op: Op, affine: Affine, old: tuple[float, float], new: list[float], formula: str) -> Outcome:
+    """Pass an affine on between new bounds."""
+    bounds = [(1, "min", new[0])] * (new[0] != old[0]) + [(2, "max", new[1])] * (new[1] != old[1])
+    return _writing(op, affine, bounds, formula)
 
 
-def _written(op: Op, slot: int, name: str, value: float, formula: str) -> Edit | Refusal:
-    """Write a number into an input slot or, before opset 11, into an attribute."""
-    if op.opset < 11:
-        return Edit(op.node, name, value, formula)
+def _writing(op: Op, affine: Affine, numbers: list[tuple[int, str, float]], formula: str) -> Outcome:
+    """Pass an affine on with numbers written into input slots or, before opset 11, into attributes."""
     kind = dtype(op.output())
     if kind is None:
         return Refusal(Reason.NOT_FLOATING, detail="the type of the value is not known")
-    if np.isinf(value):  # meant, while a Derived that is not finite is refused
-        return Edit(op.node, slot, ir.tensor(np.array(value, kind.numpy()), dtype=kind), formula)
-    return Edit(op.node, slot, Derived(np.array(value), kind), formula)
+    edits = []
+    for slot, name, value in numbers:
+        held: ir.TensorProtocol = Derived(np.array(value), kind)
+        if np.isinf(value):  # meant, while a Derived that is not finite is refused
+            held = ir.tensor(np.array(value, kind.numpy()), dtype=kind)
+        edits.append(Edit(op.node, name, value, formula) if op.opset < 11 else Edit(op.node, slot, held, formula))
+    return Step(passed={0: affine}, edits=tuple(edits))
 
 
 def _clip_sink(op: Op, facts: Facts) -> Outcome:
@@ -94,8 +88,7 @@ def _clip_sink(op: Op, facts: Facts) -> Outcome:
     if None in origins:
         reason = Reason.SHIFT if fact.shifts else Reason.SIGN
         return Refusal(reason, detail="the bounds of Clip would differ between elements")
-    edits = _bound_edits(op, bounds, sorted(origin for origin in origins if origin is not None), "(v − t)/s")
-    return edits if isinstance(edits, Refusal) else Step(passed={0: fact}, edits=edits)
+    return _bounded(op, fact, bounds, sorted(origin for origin in origins if origin is not None), "(v − t)/s")
 
 
 def _origin(fact: Affine, value: float) -> float | None:
@@ -142,8 +135,7 @@ def _pad(op: Op, affine: Affine, formula: str, moved: Callable[[Affine, float], 
     new = moved(affine, value)
     if new is None:
         return Refusal(Reason.PADDING, detail=f"the padding writes {value:g}, which the affine would change")
-    edit = _written(op, 2, "value", new, formula)
-    return edit if isinstance(edit, Refusal) else Step(passed={0: affine}, edits=(edit,))
+    return _writing(op, affine, [(2, "value", new)], formula)
 
 
 def _image(affine: Affine, value: float) -> float | None:

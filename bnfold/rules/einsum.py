@@ -22,7 +22,7 @@ from bnfold.graph import Op
 from bnfold.rules.base import Facts, Outcome, Reason, Refusal, Rule, Step
 from bnfold.rules.bilinear import softmax_over
 from bnfold.rules.linear import View, hoisting, sinking
-from bnfold.rules.quantized import Weight, weight
+from bnfold.rules.quantized import either_weight
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ def _view(op: Op) -> View | Refusal:
     equation = _equation(op)
     if isinstance(equation, Refusal):
         return equation
-    right, left = weight(op, 1), weight(op, 0)
-    held, slot = (right, 1) if isinstance(right, Weight) else (left, 0)
-    if isinstance(held, Refusal):
-        return right if isinstance(right, Refusal) else held
+    found = either_weight(op)
+    if isinstance(found, Refusal):
+        return found
+    held, slot = found
     x, w, y = equation.operands[1 - slot], equation.operands[slot], equation.product
     sizes = dict(zip(w, held.shape, strict=True))
     if any(label not in y and sizes.get(label, 1) == 1 != _size(op, 1 - slot, x, label) for label in x):
@@ -107,11 +107,12 @@ def _view(op: Op) -> View | Refusal:
 def _averages(op: Op, equation: Equation, slot: int) -> bool:
     """Whether the operand in `slot` is a Softmax over the only label that the sum drops, as long in both operands."""
     mine, other = equation.operands[slot], equation.operands[1 - slot]
-    summed = "".join(set(mine + other) - set(equation.product))
-    if len(summed) != 1 or summed not in mine:
+    summed = sorted(set(mine + other) - set(equation.product))
+    if len(summed) != 1 or summed[0] not in mine:
         return False
-    lengths = {_size(op, slot, mine, summed), _size(op, 1 - slot, other, summed)}
-    return len(lengths - {None}) == len(lengths) == 1 and softmax_over(op, slot, mine.index(summed), len(mine))
+    length = _size(op, slot, mine, summed[0])
+    same = length is not None and length == _size(op, 1 - slot, other, summed[0])
+    return same and softmax_over(op, slot, mine.index(summed[0]), len(mine))
 
 
 def _size(op: Op, slot: int, labels: str, label: str) -> int | str | None:
@@ -134,7 +135,7 @@ def _hoist(op: Op, demands: Facts) -> Outcome | list[Step]:
         part = wanted if whole else wanted.scaling
         if part.is_identity:
             continue
-        rest = {} if whole or not wanted.shifts else {0: wanted.shifting}
+        rest = {} if whole else {0: wanted.shifting}
         steps.append(Step(passed={slot: part.map(_following(y, labels))}, rest=rest))
     if not steps:
         reason = Reason.AXIS if wanted.scales else Reason.SHIFT

@@ -67,7 +67,7 @@ def _sum_hoist(op: Op, demands: Facts) -> Outcome | list[Step]:
             refusals.append(shifted)
         else:
             alternatives.append(Step(passed={**scaled, slot: shifted}))
-    return alternatives or refusals[-1]
+    return alternatives or refusals[0]
 
 
 def _sum_sink(op: Op, facts: Facts) -> Outcome:
@@ -81,8 +81,6 @@ def _sum_sink(op: Op, facts: Facts) -> Outcome:
         total = total + _share(op, slot) * affine.shift
     if equal:
         return Step(passed={0: Affine.of(scales[0].scale, total)})
-    if not np.any(total):
-        return Refusal(Reason.UNEQUAL, detail=f"{op.type} joins branches of different scales").on(op.output())
     rest = {slot: affine.scaling for slot, affine in facts.items() if affine.scales}
     return Step(passed={0: Affine.of(1.0, total)}, rest=rest)
 

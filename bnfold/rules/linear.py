@@ -21,7 +21,7 @@ from bnfold.arrays import Float64
 from bnfold.graph import Op, derive, tensor
 from bnfold.rules.base import Edit, Facts, Judgement, Outcome, Reason, Refusal, Rule, Step, Table, unless_varying
 from bnfold.rules.padding import reaches_over
-from bnfold.rules.quantized import Weight, weight
+from bnfold.rules.quantized import Weight, either_weight, weight
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,10 @@ def _product(op: Op) -> View | Refusal:
     reached by exchanging the last two.
     """
     gemm = op.type == "Gemm"
-    right, left = weight(op, 1), weight(op, 0)
-    held, slot = (right, 1) if isinstance(right, Weight) else (left, 0)
-    if isinstance(held, Refusal):
-        return right if isinstance(right, Refusal) else held
+    found = either_weight(op)
+    if isinstance(found, Refusal):
+        return found
+    held, slot = found
     x_rank, y_shape = (2 if gemm else op.rank(1 - slot)), op.out_shape()
     y_rank = 2 if gemm else None if y_shape is None else len(y_shape)
     if x_rank is None or y_rank is None:

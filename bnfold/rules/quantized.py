@@ -49,6 +49,15 @@ def weight(op: Op, slot: int) -> Weight | Refusal:
     return Refusal(reason, detail=f"input {slot} of {op.type} is not a constant").on(value)
 
 
+def either_weight(op: Op) -> tuple[Weight, int] | Refusal:
+    """Return the constant among two operands with its slot, or why the second is none."""
+    right = weight(op, 1)
+    if isinstance(right, Weight):
+        return right, 1
+    left = weight(op, 0)
+    return right if isinstance(left, Refusal) else (left, 0)
+
+
 def _transposed(op: Op, transpose: Op) -> Weight | Refusal:
     """A weight behind a Transpose, as exporters leave one in front of the MatMul of a quantized layer."""
     held, output = weight(transpose, 0), transpose.output()

@@ -136,6 +136,8 @@ _PAD = (
            ir_version=9),
     _hoist("Pad of named axes", 'd = Pad(a, {1, 1}, "", {2})  y = BN0(d, A.4)', "Pad", {"{2}": "{1}", "A.4": "A.6"},
            "", opset=18, twin_after="Conv Pad Mul"),
+    _sink("Pad of named axes at the edge", 'a = BN(x, A.4)  d = Pad <mode = "edge"> (a, {1, 1}, "", {-1})', "Pad",
+          {"{-1}": "i", "(T[N,4,8,8] x": "(T[N,4,8,8] x, int64[1] i"}, "axis", opset=18),
     _sink("Pad with zeros", f"a = BN0(x, A.4)  d = Pad(a, {_PADS})", "Pad", {"BN0": "BN"}, "padding"),
     _sink("Pad with zeros, no value", f"a = BN0(x, A.4)  d = Pad(a, {_PADS})", "Pad",
           {f"Pad(a, {_PADS})": f"Pad(a, {_PADS}, 1.5)"}, twin_after="Mul Pad Conv"),

@@ -85,7 +85,7 @@ CASES = (
     _hoist("sum of a Relu", "r = Relu(a)  d = Add(e, r)  y = BN+(d, A.4)", "Relu Add",
            {"Relu(a)": "Relu(f)", "e = Conv": "f = Softplus(a)  e = Conv", "Add(e, r)": "Add(g, r)",
             "r = R": "g = Softplus(e)  r = R"}, "barrier"),
-    _hoist("Min of three", "d = Min(a, e, k[4,1,1])  y = BN+(d, A.4)", "Min", {"BN+": "BN"},
+    _hoist("Min of three", "d = Min(a, e, k[1])  y = BN+(d, A.4)", "Min", {"BN+": "BN"},
            twin_after="Conv Conv Min Mul"),
     _hoist("Mean", "d = Mean(a, e)  y = BN(d, A.4)", "Mean", _JOINED_READ, "graph-output"),
     case("Conv plus a value of known sizes, BN",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from tests.cases.base import Case, case
@@ -61,6 +63,10 @@ CASES = (
          "(T[N,5,3] x, T[N,4,3] z) => (T[n,t,c] y) { q = MatMul(x, w[3,3])"
          '  a = Einsum <equation = "bid,bjd->bij"> (q, z)  y = Mul(a, 0.5) }', "MatMul Einsum",
          twin={"Mul(a, 0.5)": "Add(a, 0.5)"}),
+    case("Einsum of two values without a law",
+         "(T[N,5,5] x, T[N,4,5] z) => (T[n,t,c] y) { q = MatMul(x, w[5,5])"
+         '  a = Einsum <equation = "bid,bjd->bij"> (q, z)  y = Mul(a, 0.5) }', "MatMul Einsum",
+         twin={"bid,bjd->bij": "bii,bjd->bij"}),
     case("Einsum of two values, columns scaled",
          "(T[N,5,3] x, T[N,6,3] z) => (T[n,t,c] y) { k = MatMul(w[4,6], z)"
          '  a = Einsum <equation = "bid,bjd->bij"> (x, k)  y = Mul(a, s[4]) }', "MatMul Einsum",
@@ -123,10 +129,11 @@ CASES = (
     # What would leave nothing but a shift behind passes nothing at all: the value in front keeps its name.
     *(case(f"{call}, BN that only shifts",
            f"(T[N,5,5] x, T[N,5,5] z) => (T[n,t,c] y) {{ a = {call}  y = BN(a, A.5) }}",
-           f"{call.partition('(')[0]} Add", "hoist", left=f"{call.partition('(')[0]} Add", exact=False,
+           f"{re.split('[ (]', call)[0]} Add", "hoist", left=f"{re.split('[ (]', call)[0]} Add", exact=False,
            constants={"A_gamma": np.ones(5), "A_var": np.full(5, 1.0 - 0.0625)},
            twin={"=> (T": "=> (T[m,s,d] a, T"})
-      for call in ("MatMul(x, z)", "Mul(x, z)", "Div(x, z)", "Relu(x)", "Clip(x, 0.)")),
+      for call in ("MatMul(x, z)", 'Einsum <equation = "bij,bjk->bik"> (x, z)', "Mul(x, z)", "Div(x, z)", "Relu(x)",
+                   "Clip(x, 0.)")),
     *(case(f"{call}, BN that only turns signs",
            f"(T[N,5,5] x, T[N,5,5] z) => (T[n,t,c] y) {{ a = {call}  y = BN0(a, A.5) }}",
            f"{call.partition('(')[0]} Mul", "hoist", left=f"{call.partition('(')[0]} Mul",
