@@ -51,6 +51,21 @@ def load(source: Source) -> ir.Model:
     raise TypeError(f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not {type(source).__name__}")
 
 
+def checked(source: Source) -> ir.Model:
+    """Like `load`, with an `ir.Model` checked too: one that was built or edited may never have been.
+
+    Raises `ModelError` for what is no valid ONNX model.
+    """
+    model = load(source)
+    if isinstance(source, ir.Model):
+        try:
+            check_nodes(model)
+            check(model)
+        except Exception as error:  # as in `_from_proto`
+            raise _invalid("the given model", error) from error
+    return model
+
+
 def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """Every tensor of the model: initializers and attributes, in control-flow bodies and functions too."""
     yield from _held(model.graph)
@@ -187,9 +202,13 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     except ModelError:
         raise
     except Exception as error:  # onnx and onnx_ir raise a dozen types for a malformed model
-        why = one_line(str(error).rstrip(". \n"))
-        raise ModelError(f"{name}: is not a valid ONNX model: {why}; export it again") from error
+        raise _invalid(name, error) from error
     return standard
+
+
+def _invalid(name: str, error: Exception) -> ModelError:
+    why = one_line(str(error).rstrip(". \n"))
+    return ModelError(f"{name}: is not a valid ONNX model: {why}; export it again")
 
 
 def _graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:

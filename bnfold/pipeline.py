@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from bnfold.folding.report import FOLD_MAP, SOURCE_DIGEST, FoldReport
 from bnfold.graph.skeleton import check
-from bnfold.io import Source, digest, has_external, load, nbytes
+from bnfold.io import Source, checked, digest, has_external, nbytes
 from bnfold.io import save as _save
 from bnfold.rewrite import rewrite
 from bnfold.seal import seal
@@ -82,7 +82,7 @@ def inspect(
 
     Raises `ModelError` if the source is no valid model.
     """
-    model = load(source)
+    model = checked(source)
     model = model.clone() if model is source else model
     return rewrite(model, freeze_initializers=freeze_initializers, merge=merge, dims=dims)
 
@@ -108,7 +108,7 @@ def optimize(
     """
     step = _Steps(progress)
     with step("load", "loading"):
-        original = load(source)
+        original = checked(source)
         before, external = nbytes(original), has_external(original)
         fold_map, name = original.metadata_props.get(FOLD_MAP), digest(original)
         # A copy only where somebody still needs the original: the proof, or the caller whose model it is.

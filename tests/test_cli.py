@@ -123,9 +123,9 @@ def test_optimize_without_verification(bnfold: Bnfold, model_file: Path, tmp_pat
 def test_optimize_writes_nothing_unproven(
     bnfold: Bnfold, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: Any, code: int
 ) -> None:
-    from bnfold.verify.verdict import Verdict
+    from bnfold.verify.verdict import Verdict, inconclusive
 
-    verdict = Verdict(status, reasons=("made up by a test",))
+    verdict = Verdict(status, findings=(inconclusive("made up by a test"),))
     monkeypatch.setattr(sys.modules["bnfold.verify"], "verify", lambda *args, **options: verdict)
     out = tmp_path / "folded.onnx"
     out.write_bytes(b"the old one")

@@ -22,7 +22,7 @@ import bnfold
 from bnfold import report
 from bnfold.errors import InputError, OutputError, UsageError
 from bnfold.report import svg, writing
-from bnfold.report.findings import RULES, findings, read, verification
+from bnfold.report.findings import RULES, against, findings, read, verification
 from bnfold.report.html import figure, html
 from bnfold.report.junit import junit
 from bnfold.report.layout import wrapped
@@ -119,34 +119,42 @@ REGRESSED = {
 def test_every_reason_has_its_rule(name: str, rules: set[str]) -> None:
     found = [finding for finding in findings(document(name)) if finding.level == "error"]
     assert {finding.rule for finding in found} == rules
-    messages = {finding.message for finding in found}
-    assert set(document(name)["reasons"]) <= messages
+    # Each is said once, under the rule that the verification gave it.
+    assert sorted(f.message for f in found) == sorted(document(name)["reasons"])
+    assert {f.message: f.rule for f in found} == {f["message"]: f["rule"] for f in document(name)["findings"]}
 
 
-def test_reasons_that_the_cells_give() -> None:
-    where = "output 'y' on cpu, off"
-    told = {
-        "not-finite": f"{where}: 3 new NaN or infinite values (zero)",
-        "class": f"{where}: the best class differs in 2 rows (zero)",
-        "output": f"{where}: error 1, 5 times the limit 0.2 (zero)",
-    }
-    for rule, reason in told.items():
-        cell = {**document("mismatch")["cells"][0], "output": "y", "provider": "cpu", "level": "off"}
-        (finding,) = findings(document("mismatch", cells=[cell], layers=[], reasons=[reason], warnings=[]))
-        assert (finding.rule, finding.message, finding.cell) == (rule, reason, cell)
-    failing = "the candidate fails on cpu, off (zero): x"
-    (finding,) = findings(document("mismatch", cells=[], layers=[], reasons=[failing], warnings=[]))
-    assert finding.rule == "execution"
+def entry(rule: str, message: str, **where: str) -> Document:
+    return {"rule": rule, "message": message, "layer": None, "output": None, "provider": None, "level": None, **where}
+
+
+def test_a_finding_belongs_to_its_comparison_or_to_all_of_its_output() -> None:
+    cells = [{**document("mismatch")["cells"][0], "level": level, "status": "pass"} for level in ("off", "deployed")]
+    own = entry("class", "the best class differs", output="y", provider="cpu", level="off")
+    every = entry("inconclusive", "it never varies", output="y")
+    elsewhere = entry("inconclusive", "another's", output="z")
+    doc = document("inconclusive", cells=cells, findings=[own, every, elsewhere], warnings=[])
+    assert [f.cell for f in findings(doc)] == [cells[0], None, None]
+    assert [against(doc, cell) for cell in cells] == ["the best class differs\nit never varies", "it never varies"]
+    rest = ET.fromstring(junit(doc)).findall(".//testcase[@name='verdict']/error")
+    assert [error.text for error in rest] == ["another's"]
 
 
 def test_layers_come_first_and_once() -> None:
-    reason = "layer '/layer1/conv1/Conv': 312 times the limit"
+    reasons = [entry("layer", f"layer {layer['node']!r}", layer=layer["node"]) for layer in LAYERS[1:]]
     doc = document("mismatch", layers=LAYERS)
-    doc["reasons"].insert(0, reason)
+    doc["findings"] += reasons
+    del doc["findings"][: len(doc["findings"]) - 3]
     found = findings(doc)
-    assert [finding.layers for finding in found[:2]] == [("/layer1/conv1/Conv",), ("/layer1/conv2/Conv",)]
-    assert [finding.message for finding in found].count(reason) == 1
-    assert found[0].message == reason and found[0].rule == "layer"
+    assert [finding.layer for finding in found] == ["/layer1/conv1/Conv", "/layer1/conv2/Conv", None]
+    # A table of layers shows a ratio; where there is none, only the message says what is wrong.
+    assert [finding.tabled for finding in found] == [True, False, True]
+
+
+def test_a_result_without_rules_is_still_read() -> None:
+    old = document("mismatch")
+    del old["findings"]
+    assert [f.message for f in findings(verification(old))] == old["reasons"] and not old["warnings"]
 
 
 # --- JUnit.
@@ -310,11 +318,12 @@ def test_sarif_is_what_the_standard_asks_for(case: tuple[str, Document]) -> None
 def test_sarif_names_artifact_output_and_layers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     doc = document("mismatch", layers=LAYERS, candidate=str(tmp_path / "out dir" / "c.onnx"))
+    doc["findings"].insert(0, entry("layer", "it differs", layer="/layer1/conv1/Conv"))
     results = sarif(doc)["runs"][0]["results"]
     for result in results:
         assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "out%20dir/c.onnx"
     assert results[0]["locations"][0]["logicalLocations"] == [{"name": "/layer1/conv1/Conv", "kind": "layer"}]
-    assert {"name": "y", "kind": "output"} in results[2]["locations"][0]["logicalLocations"]
+    assert {"name": "y", "kind": "output"} in results[-1]["locations"][0]["logicalLocations"]
     prints = [result["partialFingerprints"]["bnfold/v1"] for result in results]
     assert len(set(prints)) == len(prints)
     doc["cells"][0]["ratio"] *= 2

@@ -16,14 +16,17 @@ import pytest
 from onnx import numpy_helper, parser
 
 import bnfold
-import bnfold.folding.fold
 from bnfold import runtime
 from bnfold.arrays import Array
 from bnfold.errors import InputError, ModelError, ProviderError, UsageError
+from bnfold.folding.fold import fold
+from bnfold.folding.report import FOLD_MAP
 from bnfold.inputs.feeds import generated
 from bnfold.io import load, save
 from bnfold.verify import Verdict, certificate, verify
+from bnfold.verify.bisection import bisect
 from bnfold.verify.certificate import check
+from bnfold.verify.compare import Noises, measure
 from bnfold.verify.local import Local
 from bnfold.verify.options import LOCAL_KINDS
 from bnfold.verify.reference import Evaluator
@@ -49,7 +52,7 @@ def model(text: str, **constants: Any) -> onnx.ModelProto:
 def own(source: onnx.ModelProto) -> ir.Model:
     """The model as bnfold folds it, with its fold map."""
     folded = load(source).clone()
-    bnfold.folding.fold.fold(folded)
+    fold(folded)
     return folded
 
 
@@ -256,7 +259,7 @@ def test_a_candidate_of_another_original_is_a_mismatch_and_says_so() -> None:
 def test_a_fold_map_without_folds_is_inconclusive() -> None:
     original = nets.plain(0)
     claimed = load(original).clone()
-    claimed.metadata_props[bnfold.folding.fold.FOLD_MAP] = own(original).metadata_props[bnfold.folding.fold.FOLD_MAP]
+    claimed.metadata_props[FOLD_MAP] = own(original).metadata_props[FOLD_MAP]
     verdict = verify(original, claimed)
     assert verdict.exit_code == 3 and "fold map" in verdict.reasons[0]
 
@@ -264,17 +267,18 @@ def test_a_fold_map_without_folds_is_inconclusive() -> None:
 def test_the_fold_of_another_release_is_judged_by_its_output() -> None:
     original = nets.plain(0)
     candidate = load(own(original)).clone()
-    found = json.loads(candidate.metadata_props[bnfold.folding.fold.FOLD_MAP])
-    candidate.metadata_props[bnfold.folding.fold.FOLD_MAP] = json.dumps({**found, "bnfold": "0.0.1"})
+    found = json.loads(candidate.metadata_props[FOLD_MAP])
+    candidate.metadata_props[FOLD_MAP] = json.dumps({**found, "bnfold": "0.0.1"})
     verdict = verify(original, candidate)
     assert verdict.status == "pass" and not verdict.certificate["applies"]
     assert any("bnfold 0.0.1 folded the candidate" in warning for warning in verdict.warnings)
 
 
-def test_a_fold_map_that_cannot_be_read_is_inconclusive() -> None:
+@pytest.mark.parametrize("text", ["{", "[" * 10**5])
+def test_a_fold_map_that_cannot_be_read_is_inconclusive(text: str) -> None:
     original = nets.plain(0)
     candidate = load(nets.fold(original)).clone()
-    candidate.metadata_props[bnfold.folding.fold.FOLD_MAP] = "{"
+    candidate.metadata_props[FOLD_MAP] = text
     assert verify(original, candidate).exit_code == 3
 
 
@@ -409,6 +413,13 @@ def test_the_best_class_is_compared() -> None:
     swapped[:, [0, 1]] = swapped[:, [1, 0]]
     text = "(float[N,8] x) => (float[N,1000] y) { y = MatMul (x, w) }"
     assert verify(model(text, w=w), model(text, w=swapped)).exit_code == 1
+
+
+def test_what_it_takes_to_store_an_output_is_no_mismatch() -> None:
+    """A cosine of a value with itself is 1 whatever the weights are, so that neither o nor S shows any noise."""
+    y, still = np.ones((1, 1)), Noises(np.zeros(1), 3, np.zeros(1), 1)
+    one, ulp, more = (np.float32([[1.0 - n * 2.0**-24]]) for n in (0, 1, 40))
+    assert measure(y, one, ulp, still).ratio < 1.0 < measure(y, one, more, still).ratio
 
 
 def test_integers_are_compared_exactly() -> None:
@@ -565,6 +576,39 @@ def test_light_models_with_weights_pass_folded(name: str) -> None:
 @pytest.mark.skipif(not REAL.exists(), reason="the shared real model is not here")
 def test_the_real_detector_passes_folded() -> None:
     candidate = load(REAL).clone()
-    bnfold.folding.fold.fold(candidate, freeze_initializers=True)
+    fold(candidate, freeze_initializers=True)
     verdict = verify(REAL, candidate, samples=4)
     assert verdict.status == "pass" and verdict.certificate["folds"] > 0, verdict
+
+
+# --- Models that were built or edited in memory.
+
+
+def _dangling(m: ir.Model) -> None:
+    m.graph[0].replace_input_with(1, ir.Value(name="nowhere"))
+
+
+def _misspelt(m: ir.Model) -> None:
+    m.graph[0].op_type = "Konv"
+
+
+def _too_short(m: ir.Model) -> None:
+    m.graph[0].resize_inputs(1)
+
+
+@pytest.mark.parametrize("change", [_dangling, _misspelt, _too_short])
+@pytest.mark.parametrize(
+    "used",
+    [
+        lambda wrong, fine: verify(wrong, fine),
+        lambda wrong, fine: verify(fine, wrong),
+        lambda wrong, fine: bisect(fine, wrong),
+        lambda wrong, fine: bnfold.optimize(wrong),
+        lambda wrong, fine: bnfold.inspect(wrong),
+    ],
+)
+def test_a_model_that_is_none_is_the_users_error(change: Any, used: Any) -> None:
+    wrong = load(nets.plain(0)).clone()
+    change(wrong)
+    with pytest.raises(ModelError, match="is not a valid ONNX model"):
+        used(wrong, nets.plain(0))

@@ -41,6 +41,7 @@ RULES: dict[str, Rule] = {
         "an output is out of tolerance",
         "The error against float64 exceeds what the reference itself, or rounding of its weights, is off by.",
     ),
+    "limit": Rule("beyond the given tolerance", "A value is beyond the extra limit that --rtol and --atol gave."),
     "class": Rule("another class", "The best class differs where the float64 margin decides it."),
     "not-finite": Rule("new NaN or infinity", "A value is NaN or infinite where the reference's is finite."),
     "execution": Rule("the candidate does not run", "The candidate fails on inputs on which the reference runs."),
@@ -58,13 +59,19 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that speaks against the candidate, or a warning; `cell` is the comparison that it belongs to."""
+    """One thing that speaks against the candidate, or a warning; `cell` is the comparison that it belongs to.
+
+    `layer` and `output` name what it is about; without a `cell` it is about every comparison of the output. What is
+    `tabled` has its figures in the tables of comparisons and layers too.
+    """
 
     rule: str
     message: str
     level: Level = "error"
     cell: Document | None = None
-    layers: tuple[str, ...] = ()
+    layer: str | None = None
+    output: str | None = None
+    tabled: bool = False
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -91,14 +98,22 @@ def verification(document: Document) -> dict[str, Any]:
     """
     name = str(document.get("schema", ""))
     if name.startswith("bnfold.verify/"):
-        return dict(document)
+        return {**document, "findings": document.get("findings", _unsorted(document))}
     if name.startswith("bnfold.optimize/"):
         verdict = document.get("verdict")
         if not isinstance(verdict, Mapping):
             raise InputError("the optimize result holds no verdict: it was run with --no-verify")
         candidate = document.get("output") or "the folded model"
-        return {"schema": "bnfold.verify/1", "reference": document["model"], "candidate": candidate, **verdict}
+        rest = {"reference": document["model"], "candidate": candidate, **verdict}
+        return verification({"schema": "bnfold.verify/1", **rest})
     raise InputError(f"{name or 'this'} is no result of `bnfold verify --json` or `bnfold optimize --json`")
+
+
+def _unsorted(document: Document) -> list[Document]:
+    """The reasons of a result that was written before findings had rules."""
+    rule = "inconclusive" if document.get("status") == "inconclusive" else "output"
+    nowhere = dict.fromkeys(("layer", "output", "provider", "level"))
+    return [{"rule": rule, "message": message, **nowhere} for message in document.get("reasons", ())]
 
 
 def outcome(document: Document) -> tuple[str, str]:
@@ -115,62 +130,40 @@ def findings(document: Document) -> list[Finding]:
 
 def status(document: Document, cell: Document) -> str:
     """The status of one comparison: it is no pass where a reason says that the output could not show a fault."""
-    doubted = document["status"] == "inconclusive" and _reason(document, cell) is not None
+    doubted = document["status"] == "inconclusive" and _of(document, cell)
     return "inconclusive" if doubted and cell["status"] == "pass" else str(cell["status"])
 
 
 def against(document: Document, cell: Document) -> str | None:
-    """The reason that belongs to one comparison; None where it passed."""
+    """What is said against one comparison, line by line; None where it passed."""
     found = status(document, cell)
-    return None if found == "pass" else _reason(document, cell) or f"{_where(cell)}: {found}"
+    messages = [str(entry["message"]) for entry in _of(document, cell)]
+    return None if found == "pass" else "\n".join(messages) or f"{_where(cell)}: {found}"
 
 
-def _reason(document: Document, cell: Document) -> str | None:
-    """What is said of this comparison, or of its output on this provider, or wherever it ran."""
-    rests = (f" on {cell['provider']}, {cell['level']}", f" on {cell['provider']}:", ":", " is ", " depends ")
-    for rest in rests:
-        start = f"output {cell['output']!r}{rest}"
-        found = next((text for text in document["reasons"] if text.startswith(start)), None)
-        if found is not None:
-            return str(found)
-    return None
+def _of(document: Document, cell: Document) -> list[Document]:
+    """What was found of this comparison, or of its output on this provider, or wherever it ran."""
+    return [
+        entry for entry in document["findings"]
+        if entry["output"] == cell["output"] and all(entry[key] in (None, cell[key]) for key in ("provider", "level"))
+    ]  # fmt: skip
 
 
 def _errors(document: Document) -> Iterator[Finding]:
-    told = set()
+    cells = {(cell["provider"], cell["level"], cell["output"]): cell for cell in document["cells"]}
+    layers = {layer["node"]: layer for layer in document.get("layers") or ()}
     # The layer is what a user wants to know first: the outputs only show what it does.
-    for layer in document.get("layers") or ():
-        if layer["status"] == "mismatch":
-            named = next((text for text in document["reasons"] if repr(layer["node"]) in text), None)
-            told.add(named)
-            message = named or f"layer {layer['node']!r}: error {_times(layer['ratio'])}"
-            yield Finding("layer", message, layers=(str(layer["node"]),))
-    for cell in document["cells"]:
-        message = against(document, cell)
-        if message is not None:
-            told.add(message)
-            yield Finding(_rule(document, message, cell), message, cell=cell)
-    for message in document["reasons"]:
-        if message not in told:
-            yield Finding(_rule(document, message), message)
+    for entry in sorted(document["findings"], key=lambda entry: entry["rule"] != "layer"):
+        cell = cells.get((entry["provider"], entry["level"], entry["output"]))
+        row = {"output": cell, "layer": layers.get(entry["layer"])}.get(entry["rule"])
+        # Without a ratio it is another shape or a new NaN, which only the message says.
+        tabled = row is not None and row["ratio"] is not None
+        yield Finding(entry["rule"], entry["message"], "error", cell, entry["layer"], entry["output"], tabled)
     baseline = document.get("baseline") or {}
     for found in baseline.get("regressions", ()):
         before, now = found["before"], found["now"]
-        text = f"{found['where']}: error ratio {before:.2g} in the baseline, now {_figure(now)}"
+        text = f"{found['where']}: error {before:.2g} of the limit in the baseline, now {_figure(now)}"
         yield Finding("regression", f"{text}, more than {baseline['factor']:g} times")
-
-
-def _rule(document: Document, message: str, cell: Document | None = None) -> str:
-    if (cell is not None and status(document, cell) == "inconclusive") or document["status"] == "inconclusive":
-        return "inconclusive"
-    if cell is None:
-        starts = {"certificate:": "certificate", "the candidate fails on": "execution", "layer ": "layer"}
-        found = next((rule for start, rule in starts.items() if message.startswith(start)), None)
-        # Before anything ran, the interfaces are what was compared.
-        return found or ("output" if document["cells"] else "interface")
-    if "new NaN or infinite" in message:
-        return "not-finite"
-    return "class" if "best class differs" in message else "output"
 
 
 def _where(cell: Document) -> str:
@@ -179,7 +172,3 @@ def _where(cell: Document) -> str:
 
 def _figure(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.2g}"
-
-
-def _times(ratio: float | None) -> str:
-    return "not finite" if ratio is None else f"{ratio:.3g} times its limit"

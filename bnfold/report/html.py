@@ -64,7 +64,9 @@ def figure(value: float | None, digits: int = 3) -> str:
 
 def _view(document: Document) -> dict[str, Any]:
     found = findings(document)
-    errors = [finding.message for finding in found if finding.level == "error"]
+    against = [finding for finding in found if finding.level == "error"]
+    # Further down, the outputs and layers have plots of their own.
+    errors = [finding.message for n, finding in enumerate(against) if n == 0 or not finding.tabled]
     colour, word = outcome(document)
     cells = [{**cell, "status": status(document, cell)} for cell in document["cells"]]
     layers = list(document.get("layers") or ())

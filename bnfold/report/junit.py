@@ -54,7 +54,8 @@ def junit(document: Document) -> str:
 def _verdict(suite: ET.Element, document: Document) -> None:
     """The case that holds what belongs to no single comparison, so that the suite passes only if the verdict does."""
     case = ET.SubElement(suite, "testcase", classname="bnfold.verify", name="verdict", time="0")
-    rest = [f for f in findings(document) if f.cell is None and f.level == "error"]
+    cells = {str(cell["output"]) for cell in document["cells"]}
+    rest = [f for f in findings(document) if f.level == "error" and f.output not in cells]
     _outcome(case, outcome(document)[0], _text(rest) or f"{document['status']}: see the comparisons")
     if document["warnings"]:
         ET.SubElement(case, "system-err").text = _clean("\n".join(document["warnings"]))

@@ -19,7 +19,8 @@ def markdown(document: Document) -> str:
     errors = [f for f in findings(document) if f.level == "error"]
     title = f"{MARKS[colour]} {_escape(candidate)} against {_escape(reference)}: {word}"
     lines = [f"### {title}", "", _sentence(document), ""]
-    lines += _bullets([f.message for f in errors])
+    # The table below has the outputs' figures.
+    lines += _bullets([f.message for n, f in enumerate(errors) if n == 0 or not (f.tabled and f.cell)])
     lines += _bullets([f"warning: {text}" for text in document["warnings"]])
     lines += _cells(document)
     certificate = document["certificate"].get("summary")

@@ -45,9 +45,7 @@ def _result(finding: Finding, index: int, artifact: str) -> dict[str, Any]:
     # A model has no lines, but GitHub drops results without a region.
     physical = {"artifactLocation": {"uri": artifact, "index": 0}, "region": {"startLine": 1}}
     location: dict[str, Any] = {"physicalLocation": physical}
-    names = [(name, "layer") for name in finding.layers]
-    if finding.cell is not None:
-        names.append((str(finding.cell["output"]), "output"))
+    names = [(name, kind) for name, kind in ((finding.layer, "layer"), (finding.output, "output")) if name is not None]
     if names:
         location["logicalLocations"] = [{"name": name, "kind": kind} for name, kind in names]
     result: dict[str, Any] = {
@@ -67,8 +65,9 @@ def _result(finding: Finding, index: int, artifact: str) -> dict[str, Any]:
 
 def _fingerprint(finding: Finding, artifact: str) -> str:
     cell = finding.cell or {}
-    where = [str(cell[key]) for key in ("provider", "level", "output") if key in cell] or [finding.message]
-    parts = [finding.rule, artifact, *finding.layers, *where]
+    named = [name for name in (finding.layer, finding.output) if name is not None]
+    where = [str(cell[key]) for key in ("provider", "level") if key in cell]
+    parts = [finding.rule, artifact, *(named or [finding.message]), *where]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

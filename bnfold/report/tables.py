@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from bnfold.report.findings import status
+from bnfold.report.findings import findings, status
 from bnfold.report.layout import Name, count, grid, plain, size
 
 if TYPE_CHECKING:
@@ -129,15 +129,17 @@ def verdict(document: Mapping[str, Any]) -> Iterator[Renderable]:
         yield table
         yield ""
     yield from _layers(document.get("layers") or ())
-    yield from verdict_lines(document)
+    yield from verdict_lines(document, tabled=True)
     if document["status"] == "mismatch" and not document["settings"].get("keep_going"):
         yield "[dim]ended at the first mismatch: --all goes on, and bnfold bisect names the layers[/]"
     yield from _time(document.get("seconds") or {})
 
 
-def verdict_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """The verdict in its colour, then what else speaks against it."""
-    status, reasons = document["status"], [str(reason) for reason in document["reasons"]]
+def verdict_lines(document: Mapping[str, Any], *, tabled: bool = False) -> Iterator[str]:
+    """The verdict in its colour, then what else speaks against it; what is `tabled` above is not said again."""
+    errors = [finding for finding in findings(document) if finding.level == "error" and finding.rule != "regression"]
+    reasons = [finding.message for n, finding in enumerate(errors) if n == 0 or not (tabled and finding.tabled)]
+    status = document["status"]
     colour = COLOURS[status]
     if status == "pass":
         yield f"[{colour}]pass[/]: {plain(_passed(document))}"
@@ -217,9 +219,10 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> Iterator[Renderable]:
     if not faulty:
         return
     faulty.sort(key=lambda layer: -1e300 if layer["ratio"] is None else -layer["ratio"])
-    table = grid("layer", "status", "ratio")
+    table = grid("layer", "error over its limit", "proven no rounding", "worst on")
     for layer in faulty[:SHOWN]:
-        table.add_row(Name(layer["node"]), f"[{COLOURS[layer['status']]}]{layer['status']}[/]", _ratio(layer["ratio"]))
+        proven = "yes" if layer.get("proven") else "no"
+        table.add_row(Name(layer["node"]), _ratio(layer["ratio"]), proven, Name(layer.get("sample", "")))
     yield table
     yield ""
 

@@ -17,7 +17,7 @@ from bnfold import io, runtime
 from bnfold.errors import ModelError, OutputError, UsageError
 from bnfold.inputs import feeds
 from bnfold.inputs.feeds import Sample
-from bnfold.io import Source, load
+from bnfold.io import Source, checked
 from bnfold.verify import abreast, certificate, contract
 from bnfold.verify.kernels.base import Unsupported
 from bnfold.verify.local import Layer, Local
@@ -142,13 +142,14 @@ def bisect(
     Raises `ModelError`, `InputError`, `ProviderError` and `UsageError` as `bnfold.verify` does.
     """
     say = progress or (lambda text: None)
-    original, changed = load(reference), load(candidate)
+    original, changed = checked(reference), checked(candidate)
     broken, _ = contract.differences(original, changed)
     if broken:
         return Bisection("inconclusive", method or "local", reasons=tuple(broken))
     say("matching the layers")
     trusted = certificate.trusts_names(original, changed)
-    work = _Work(Windows(original, changed, trusted=trusted), reference, provider, seed, say)
+    windows, _ = certificate.cut(original, changed, trusted=trusted)
+    work = _Work(windows, reference, provider, seed, say)
     try:
         with abreast.one_core_products(io.nbytes(original)):
             return work.run(work.draw(inputs, samples, dims), method or ("local" if trusted else "splice"))

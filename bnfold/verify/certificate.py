@@ -9,14 +9,13 @@ out anew from the original (`recompute`).
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
 
-from bnfold import __version__
+from bnfold import __version__, metadata
 from bnfold.folding.report import FOLD_MAP, FOLD_MAP_VERSION, SOURCE_DIGEST
 from bnfold.graph import BATCH_NORM, is_op, node_count
 from bnfold.io import digest
@@ -25,6 +24,7 @@ from bnfold.simplify import simplify
 from bnfold.verify.probe import Recomputed
 from bnfold.verify.recompute import recompute
 from bnfold.verify.structure import model_differences
+from bnfold.verify.verdict import Finding, inconclusive
 from bnfold.verify.windows import Windows
 
 # Differences named in the verdict; the rest is counted.
@@ -43,8 +43,8 @@ class Certificate:
     layers: list[Recomputed] = field(default_factory=list)
     unproven: list[str] = field(default_factory=list)
     windows: Windows | None = None
-    problems: list[str] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
+    problems: list[Finding] = field(default_factory=list)
+    doubts: list[Finding] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -57,6 +57,10 @@ class Certificate:
         """The layer whose worst-case difference over |x| ≤ 1 is largest."""
         return max(self.layers, key=lambda layer: layer.slope + layer.offset, default=None)
 
+    def label(self, name: str) -> str:
+        """What users call the layer that computes a value."""
+        return next((w.label for w in self.windows.changed if w.name == name), name) if self.windows else name
+
     @property
     def summary(self) -> str:
         """What was proven, in a clause."""
@@ -68,7 +72,8 @@ class Certificate:
             parts.append(f"{self.recomputed} of {changed} changed layers recomputed")
         worst = self.worst
         if worst is not None:
-            parts.append(f"at most {worst.slope:.2g}·B + {worst.offset:.2g} apart over |x| ≤ B at {worst.name!r}")
+            apart = f"{worst.slope:.2g}·B + {worst.offset:.2g}"
+            parts.append(f"at worst {self.label(worst.name)!r} is off by {apart} for inputs up to B in size")
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,7 +85,7 @@ class Certificate:
             "changed": len(self.layers) + len(self.unproven),
             "recomputed": self.recomputed,
             "unproven": self.unproven,
-            "worst_case": None if worst is None else worst.to_dict(),
+            "worst_case": None if worst is None else {"layer": self.label(worst.name), **worst.to_dict()},
             "summary": self.summary,
         }
 
@@ -91,10 +96,27 @@ def check(original: ir.Model, candidate: ir.Model, expect_folds: int | None = No
     before, after = count(original), count(candidate)
     result.folds = before - after
     if expect_folds is not None and result.folds < expect_folds:
-        result.doubts.append(
-            f"{expect_folds} folds were expected, but the candidate has {after} of the original's {before} BatchNorms"
-        )
+        text = f"{expect_folds} folds were expected, but the candidate has {after} of the original's {before}"
+        result.doubts.append(inconclusive(f"{text} BatchNorms"))
     trusted = FOLD_MAP in candidate.metadata_props and _replay(original, candidate, result)
+    result.windows, layers = cut(original, candidate, trusted=trusted)
+    for name, layer in layers.items():
+        if layer is None:
+            result.unproven.append(name)
+            continue
+        result.layers.append(layer)
+        if layer.ratio > 1.0:
+            part = "weight" if layer.weight >= layer.bias else "bias"
+            where, how = result.label(name), "times further from the folded one than rounding allows"
+            result.problems.append(_problem(f"the {part} of {where!r} is {layer.ratio:.3g} {how}", where))
+    source = candidate.metadata_props.get(SOURCE_DIGEST)
+    if result.problems and source is not None and source != digest(original):
+        result.warnings.append("the candidate's metadata names another file than this original as its source")
+    return result
+
+
+def cut(original: ir.Model, candidate: ir.Model, *, trusted: bool) -> tuple[Windows, dict[str, Recomputed | None]]:
+    """Cut two models into windows whose values mean the same in both; return them with the changed ones recomputed."""
     windows = Windows(original, candidate, trusted=trusted)
     layers = dict(recompute(windows, own=trusted))
     while rescaled := {name for name, layer in layers.items() if not trusted and layer is not None and layer.moved}:
@@ -103,22 +125,7 @@ def check(original: ir.Model, candidate: ir.Model, expect_folds: int | None = No
         if len(wider.listed) == len(windows.listed):
             break
         windows, layers = wider, dict(recompute(wider, own=False))
-    result.windows = windows
-    for name, layer in layers.items():
-        if layer is None:
-            result.unproven.append(name)
-            continue
-        result.layers.append(layer)
-        if layer.ratio > 1.0:
-            part = "weight" if layer.weight >= layer.bias else "bias"
-            result.problems.append(
-                f"certificate: the {part} of {name!r} is {layer.ratio:.3g} times further from the folded one than "
-                f"rounding allows"
-            )
-    source = candidate.metadata_props.get(SOURCE_DIGEST)
-    if result.problems and source is not None and source != digest(original):
-        result.warnings.append("the candidate's metadata names another file than this original as its source")
-    return result
+    return windows, layers
 
 
 def count(model: ir.Model, op_type: str = BATCH_NORM) -> int:
@@ -130,7 +137,7 @@ def count(model: ir.Model, op_type: str = BATCH_NORM) -> int:
 def fold_log(model: ir.Model) -> list[Mapping[str, Any]] | None:
     """Return the entries of the fold map in the model's metadata; None if there is none that can be read."""
     try:
-        found = json.loads(model.metadata_props.get(FOLD_MAP, "null"))
+        found = metadata.read(model, FOLD_MAP)
         folds = found["folds"] if found["version"] == FOLD_MAP_VERSION else None
     except (ValueError, TypeError, KeyError):
         return None
@@ -144,23 +151,28 @@ def _replay(original: ir.Model, candidate: ir.Model, result: Certificate) -> boo
     """
     log = fold_log(candidate)
     if log is None:
-        result.doubts.append("the candidate's fold map can't be read; remove it from the metadata or fold again")
+        text = "the candidate's fold map can't be read; remove it from the metadata or fold again"
+        result.doubts.append(inconclusive(text))
         return False
     done = log[len(fold_log(original) or ()) :]
     if done and next(model_differences(original, candidate), None) is None:
-        result.doubts.append(f"the fold map lists {len(done)} folds, but the candidate is the original")
+        result.doubts.append(inconclusive(f"the fold map lists {len(done)} folds, but the candidate is the original"))
         return False
-    maker = json.loads(candidate.metadata_props[FOLD_MAP]).get("bnfold")
+    maker = metadata.read(candidate, FOLD_MAP).get("bnfold")
     if maker != __version__:
         # Another release may fold further, or write the same fold otherwise.
         result.warnings.append(f"bnfold {maker} folded the candidate, this is {__version__}: not replayed bit for bit")
         return False
     result.applies = True
     differences, simplified = _nearest(original, candidate)
-    result.problems += [f"certificate: {text}" for text in differences[:SHOWN]]
+    result.problems += map(_problem, differences[:SHOWN])
     if len(differences) > SHOWN:
-        result.problems.append(f"certificate: {len(differences) - SHOWN} further differences")
+        result.problems.append(_problem(f"{len(differences) - SHOWN} further differences"))
     return not simplified
+
+
+def _problem(text: str, layer: str | None = None) -> Finding:
+    return Finding("certificate", f"certificate: {text}", layer)
 
 
 def trusts_names(original: ir.Model, candidate: ir.Model) -> bool:

@@ -15,7 +15,7 @@ from bnfold import runtime
 from bnfold.arrays import Array
 from bnfold.inputs import feeds
 from bnfold.inputs.feeds import Sample
-from bnfold.io import Source, load, nbytes
+from bnfold.io import Source, checked, nbytes
 from bnfold.providers import DETERMINISM
 from bnfold.verify import abreast, certificate, compare, contract
 from bnfold.verify.judgement import judge
@@ -28,7 +28,7 @@ from bnfold.verify.sessions import Sessions
 from bnfold.verify.sides import Exact, OnnxReference, Outputs, Reference, Run
 from bnfold.verify.tally import CellTally, Constancy, Coverage
 from bnfold.verify.trial import Expected, Trial, altered, jittered
-from bnfold.verify.verdict import Status, Verdict
+from bnfold.verify.verdict import Finding, Status, Verdict, inconclusive
 
 Progress = Callable[[str], None]
 
@@ -47,13 +47,13 @@ class Gate:
     candidate: Source
     options: Options = field(default_factory=Options)
     progress: Progress | None = None
-    problems: list[str] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
+    problems: list[Finding] = field(default_factory=list)
+    doubts: list[Finding] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.changed = load(self.candidate)
+        self.changed = checked(self.candidate)
         self.proof: Mapping[str, Any] = {}
         self.tallies: dict[tuple[str, str, str], CellTally] = {}
         self.coverage = Coverage()
@@ -75,9 +75,9 @@ class Gate:
             exact = side.exact()
             self.measured(side, exact)
         except Unsupported as missing:
-            self.doubts.append(f"no float64 evaluation of: {missing}")
+            self.doubts.append(inconclusive(f"no float64 evaluation of: {missing}"))
         except runtime.RunError as error:
-            self.doubts.append(f"the original itself does not run on these inputs: {error}")
+            self.doubts.append(inconclusive(f"the original itself does not run on these inputs: {error}"))
         return self.verdict(side)
 
     def prepared(self) -> Reference | None:
@@ -88,10 +88,10 @@ class Gate:
         if module is not None:
             self.model = self.changed
             return module
-        self.model = load(self.reference)
+        self.model = checked(self.reference)
         self.say("comparing the interfaces")
         broken, noted = contract.differences(self.model, self.changed)
-        self.problems += broken
+        self.problems += [Finding("interface", text) for text in broken]
         self.warnings += noted
         if broken:
             return None
@@ -105,7 +105,7 @@ class Gate:
         self.doubts += found.doubts
         self.warnings += found.warnings
         assert found.windows is not None
-        self.doubts += not_a_number(self.model)
+        self.doubts += map(inconclusive, not_a_number(self.model))
         evaluated = found.windows.models[0]
         side = OnnxReference(evaluated, self.reference)
         self.local = Local(found.windows, self.options.providers, side.unit)
@@ -131,12 +131,12 @@ class Gate:
             for provider in self.options.providers:
                 self.compared(side, block, provider)
             self.used += len(block)
-            if self.problems and not self.options.keep_going:
+            found_any = self.problems or any(tally.problems for tally in self.tallies.values())
+            if found_any and not self.options.keep_going:
                 break
         else:
             self.probe(exact, drawn[0], constancy)
         found = judge(self.model, side, self.tallies.values(), constancy, self.coverage)
-        self.problems += found.problems
         self.doubts += found.doubts
         self.warnings += found.warnings
 
@@ -152,7 +152,7 @@ class Gate:
             for index in picked:
                 known[index] = self.local.run(exact, drawn[index], self.coverage)  # type: ignore[arg-type]
             faulty = self.local.faulty([drawn[index] for index in picked])
-        self.problems += [layer.complaint for layer in faulty]
+        self.problems += [Finding("layer", layer.complaint, layer.label) for layer in faulty]
         return known
 
     def compared(self, side: Reference, block: Sequence[Expected], provider: str) -> None:
@@ -181,7 +181,8 @@ class Gate:
             try:
                 found.append(run(trial.sample.feeds))
             except runtime.RunError as error:
-                self.problems.append(f"the candidate fails on {provider}, {level.name} ({trial.sample}): {error}")
+                text = f"the candidate fails on {provider}, {level.name} ({trial.sample}): {error}"
+                self.problems.append(Finding("execution", text, None, None, provider, level.name))
                 found.append(None)
         return found
 
@@ -200,9 +201,7 @@ class Gate:
         tally.add(m, str(trial.sample), unit, classes)
         outside = compare.beyond(y, c, self.options.rtol, self.options.atol)
         if outside:
-            where = f"output {name!r} on {provider}, {level.name}"
-            tally.problems.append(f"{where}: {outside} values beyond the given rtol and atol ({trial.sample})")
-        self.problems += tally.problems[:1]
+            tally.problem("limit", f"{outside} values beyond the given rtol and atol ({trial.sample})")
 
     def draw(self, plain: Run) -> list[Sample]:
         """Return the user's inputs or generated ones whose sizes the original accepts."""
@@ -264,9 +263,10 @@ class Gate:
     def verdict(self, side: Reference | None) -> Verdict:
         """Weigh: a mismatch outweighs a doubt, and a pass needs cells and no doubt."""
         cells = tuple(tally.cell() for tally in self.tallies.values() if tally.samples)
-        if not cells and not self.problems and not self.doubts:
-            self.doubts.append("nothing was compared")
-        status: Status = "mismatch" if self.problems else "inconclusive" if self.doubts else "pass"
+        problems = [*self.problems, *(p for tally in self.tallies.values() for p in tally.problems.values())]
+        if not cells and not problems and not self.doubts:
+            self.doubts.append(inconclusive("nothing was compared"))
+        status: Status = "mismatch" if problems else "inconclusive" if self.doubts else "pass"
         kept = {k: v for k, v in asdict(replace(self.options, inputs=None)).items() if k != "inputs"}
         settings = {
             **kept, "providers": list(self.options.providers), "samples": self.used,
@@ -275,7 +275,7 @@ class Gate:
             "determinism": DETERMINISM, "placement": self.sessions.placed,
         }  # fmt: skip
         return Verdict(
-            status, cells, tuple(dict.fromkeys([*self.problems, *self.doubts])), tuple(dict.fromkeys(self.warnings)),
+            status, cells, tuple(dict.fromkeys([*problems, *self.doubts])), tuple(dict.fromkeys(self.warnings)),
             self.coverage.to_dict(self.used) if side is not None and self.used else {}, self.proof, settings,
             () if self.local is None else tuple(layer.to_dict() for layer in self.local.reported()),
             self.seconds,

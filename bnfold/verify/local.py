@@ -70,8 +70,7 @@ class Layer:
 
     @property
     def label(self) -> str:
-        """What users call the layer: the candidate's node that computes the value, or the value."""
-        return next(reversed(self.window.candidate.labels), self.name)
+        return self.window.label
 
     @property
     def status(self) -> Status:

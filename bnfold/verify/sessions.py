@@ -14,6 +14,7 @@ from bnfold.verify.levels import Level
 from bnfold.verify.options import Options
 from bnfold.verify.reference import WEIGHTS
 from bnfold.verify.sides import Reference, Run
+from bnfold.verify.verdict import Finding, inconclusive
 
 # Sessions of models up to this size stay open side by side; of larger ones, one at a time.
 OPEN_BYTES = 1 << 28
@@ -31,7 +32,7 @@ class Sessions:
     model: Source
     options: Options
     size: int
-    doubts: list[str]
+    doubts: list[Finding]
     placed: dict[str, Any] = field(default_factory=dict)
     _open: dict[Any, Run] = field(default_factory=dict)
 
@@ -43,7 +44,8 @@ class Sessions:
             if not runtime.is_session(session):
                 return session  # type: ignore[no-any-return]
             if runtime.is_optimized(session):
-                self.doubts.append(f"the reference session on {provider} is optimized: it may fold BatchNorm itself")
+                text = f"the reference session on {provider} is optimized: it may fold BatchNorm itself"
+                self.doubts.append(inconclusive(text))
             self.placed[f"{provider}, reference"] = placed(session, provider)
             return partial(runtime.run, session)
 

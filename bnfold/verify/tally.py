@@ -14,7 +14,7 @@ import onnx_ir as ir
 from bnfold.arrays import Array
 from bnfold.verify.compare import Measure, rms
 from bnfold.verify.kernels.base import is_float
-from bnfold.verify.verdict import Cell, Status
+from bnfold.verify.verdict import Cell, Finding, Status, inconclusive
 
 # Activations that clip to exactly zero: a channel that never leaves zero was never tested.
 CLIPPING = ("Relu", "Clip", "HardSigmoid", "HardSwish", "ThresholdedRelu")
@@ -38,32 +38,41 @@ class CellTally:
     agree: int = 0
     ties: int = 0
     differ: int = 0
-    problems: list[str] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
+    problems: dict[str, Finding] = field(default_factory=dict)
+    doubts: list[Finding] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def add(self, m: Measure, sample: str, unit: float, classes: tuple[int, int, int] | None) -> None:
         """Count one sample's measure; `unit` is the unit roundoff, `classes` the rows that agree, tie or differ."""
-        where = f"output {self.output!r} on {self.provider}, {self.level}"
         self.samples += 1
         self.noisy += m.noisy
         self.distrusted += m.noise > DISTRUST * max(m.sensitivity, unit * m.size)
-        if self.worst is None or m.ratio > self.worst.ratio:
+        worse = self.worst is None or m.ratio > self.worst.ratio
+        if worse:
             self.worst, self.sample = m, sample
         if m.mismatch:
-            self.problems.append(f"{where}: {m.mismatch} ({sample})")
+            self.problem("not-finite" if m.new else "output", f"{m.mismatch} ({sample})")
         elif m.ratio > 1.0:
             times = f"{m.ratio:.3g} times the limit {m.limit:.3g}" if m.limit else "and nothing is allowed"
-            self.problems.append(f"{where}: error {m.error:.3g}, {times} ({sample})")
+            self.problem("output", f"error {m.error:.3g}, {times} ({sample})", instead=worse)
         if m.doubt:
-            self.doubts.append(f"{where}: {m.doubt} ({sample})")
+            self.doubts.append(self.finding("inconclusive", f"{m.doubt} ({sample})"))
         if m.warning:
-            self.warnings.append(f"{where}: {m.warning} ({sample})")
+            self.warnings.append(self.finding("warning", f"{m.warning} ({sample})").message)
         if classes is not None:
             self.agree, self.ties = self.agree + classes[0], self.ties + classes[1]
             self.differ += classes[2]
             if classes[2]:
-                self.problems.append(f"{where}: the best class differs in {classes[2]} rows ({sample})")
+                self.problem("class", f"the best class differs in {classes[2]} rows ({sample})")
+
+    def problem(self, rule: str, text: str, instead: bool = False) -> None:
+        """Note a mismatch, one for each rule: the first, unless a later one is worse."""
+        if instead or rule not in self.problems:
+            self.problems[rule] = self.finding(rule, text)
+
+    def finding(self, rule: str, text: str) -> Finding:
+        message = f"output {self.output!r} on {self.provider}, {self.level}: {text}"
+        return Finding(rule, message, None, self.output, self.provider, self.level)
 
     def cell(self) -> Cell:
         """Return the finished cell."""
@@ -75,18 +84,21 @@ class CellTally:
             m.values, self.sample, top1 if any(top1.values()) else {},
         )  # fmt: skip
 
-    def power(self) -> str | None:
+    def power(self) -> Finding | None:
         """Return why these samples could not have shown a fault, if so."""
         if 2 * self.noisy > self.samples:
-            return (
+            return inconclusive(
                 f"output {self.output!r}: rounding of the weights alone changes it by more than 10 % on "
-                f"{self.noisy} of {self.samples} inputs; give inputs the model was made for"
+                f"{self.noisy} of {self.samples} inputs; give inputs the model was made for",
+                self.output,
             )
         if 2 * self.distrusted > self.samples:
-            return (
+            return Finding(
+                "inconclusive",
                 f"output {self.output!r} on {self.provider}: the original without optimizations is further from its "
-                f"float64 evaluation than rounding explains; give inputs the model was made for"
-            )
+                f"float64 evaluation than rounding explains; give inputs the model was made for",
+                output=self.output, provider=self.provider,
+            )  # fmt: skip
         return None
 
 

@@ -14,6 +14,30 @@ EXIT_CODES: dict[Status, int] = {"pass": 0, "mismatch": 1, "inconclusive": 3}
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One thing that speaks against a pass: the rule that it breaks, in a line, and where.
+
+    `rule` is a key of `bnfold.report.findings.RULES`. What is None is not said: a finding of an output alone is of all
+    its cells.
+    """
+
+    rule: str
+    message: str
+    layer: str | None = None
+    output: str | None = None
+    provider: str | None = None
+    level: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def inconclusive(message: str, output: str | None = None) -> Finding:
+    """A reason for which a verification proves nothing."""
+    return Finding("inconclusive", message, output=output)
+
+
+@dataclass(frozen=True)
 class Cell:
     """One output on one provider at one level, as its worst sample shows it.
 
@@ -43,20 +67,25 @@ class Cell:
 class Verdict:
     """Whether a candidate computes what the original does, with every figure that this rests on.
 
-    `status` is "pass", "mismatch" or "inconclusive"; only a pass is a pass. `reasons` say why it is none. `layers` are
+    `status` is "pass", "mismatch" or "inconclusive"; only a pass is a pass. `findings` say why it is none. `layers` are
     the windows in which the models differ, each with the local error it adds. `seconds` say where time went; they are
     no part of the result.
     """
 
     status: Status
     cells: tuple[Cell, ...] = ()
-    reasons: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     warnings: tuple[str, ...] = ()
     coverage: Mapping[str, Any] = field(default_factory=dict)
     certificate: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     layers: tuple[Mapping[str, Any], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The findings' messages."""
+        return tuple(finding.message for finding in self.findings)
 
     @property
     def exit_code(self) -> int:
@@ -76,6 +105,7 @@ class Verdict:
             "exit_code": self.exit_code,
             "ratio": _json(self.ratio),
             "reasons": list(self.reasons),
+            "findings": [finding.to_dict() for finding in self.findings],
             "warnings": list(self.warnings),
             "cells": [cell.to_dict() for cell in self.cells],
             "layers": [_json(layer) for layer in self.layers],
