@@ -6,13 +6,35 @@ with its `exit_code`.
 
 from __future__ import annotations
 
+import re
+
 LONGEST = 240
+# A word that is longer loses its middle: what follows it has to be read too.
+LONGEST_WORD = 120
 
 
 def one_line(text: object) -> str:
     """What somebody else's exception says, without its line breaks and cut where nobody reads on."""
     flat = " ".join(str(text).split())
+    half = LONGEST_WORD // 2
+    flat = re.sub(rf"(\S{{{half}}})\S+(\S{{{half}}})", r"\1...\2", flat)
     return flat if len(flat) <= LONGEST else f"{flat[: LONGEST - 3]}..."
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The exception that the others of a chain were raised from: the one that says what is wrong."""
+    while (cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        error = cause
+    return error
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: what would move its cursor or turn its direction is escaped, as in `repr`."""
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(char: str) -> str:
+    return char if char.isprintable() else char.encode("unicode_escape").decode()
 
 
 class BnfoldError(Exception):

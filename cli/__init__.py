@@ -18,7 +18,7 @@ import click
 from bnfold import __version__
 from bnfold.cli.interrupts import Terminated, terminate
 from bnfold.cli.streams import ReaderGone, guarded
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, printable
 
 VERBS = (
     "train", "export", "inspect", "optimize", "verify", "bisect", "audit", "report", "bench",
@@ -101,4 +101,4 @@ def _run(args: list[str] | None) -> int:
 
 
 def _complain(message: str) -> None:
-    click.echo(f"bnfold: {' '.join(message.split())}", err=True)
+    click.echo(f"bnfold: {printable(' '.join(message.split()))}", err=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnfold.cli.interrupts import bounded
+from bnfold.errors import printable
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Screen:
     def note(self, text: str) -> None:
         """Tell on stderr what the user should know but need not act on."""
         if not self.quiet:
-            print(f"bnfold: note: {text}", file=sys.stderr)
+            print(f"bnfold: note: {printable(text)}", file=sys.stderr)
 
     @contextlib.contextmanager
     def working(self, text: str) -> Iterator[Callable[[str], None]]:

@@ -10,11 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from rich.markup import escape
-
 from bnfold.files import replacing
 from bnfold.report import html, svg
-from bnfold.report.layout import Name, count, grid
+from bnfold.report.layout import Name, count, grid, plain
 from bnfold.report.tables import Renderable, named
 
 Document = Mapping[str, Any]
@@ -35,11 +33,11 @@ def tables(document: Document) -> Iterator[Renderable]:
         yield from _layers(drift)
     remedies = {finding["code"]: finding["remedy"] for finding in document["findings"]}
     if remedies:
-        yield from (f"[yellow]{code}[/]: {escape(text)}" for code, text in remedies.items())
+        yield from (f"[yellow]{code}[/]: {plain(text)}" for code, text in remedies.items())
         yield ""
     yield from _accuracy(document)
     if document.get("output"):
-        yield f"written: {escape(document['output'])}, {count(len(document['recalibrated']), 'BatchNorm')} recalibrated"
+        yield f"written: {plain(document['output'])}, {count(len(document['recalibrated']), 'BatchNorm')} recalibrated"
     waived = Counter(finding["code"] for finding in document["allowed"])
     if waived:
         yield "allowed: " + ", ".join(f"{number} {code}" for code, number in waived.items())
@@ -88,7 +86,7 @@ def _layers(drift: Document) -> Iterator[Renderable]:
         yield ""
     hidden = drift["unobserved"]
     for site in hidden[:SHOWN]:
-        yield f"not observable: {escape(site['name'])}: {escape(site['reason'])}"
+        yield f"not observable: {plain(site['name'])}: {plain(site['reason'])}"
     if len(hidden) > SHOWN:
         yield f"… and {len(hidden) - SHOWN} more that are not observable"
 

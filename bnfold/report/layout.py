@@ -13,6 +13,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from bnfold.errors import printable
+
 NUMBERS = {
     "channels", "before", "after", "cost before", "error", "limit", "ratio", "median µs", "p10", "p90",
 }  # fmt: skip
@@ -26,6 +28,9 @@ class Name:
 
     text: str
     style: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", printable(self.text))
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         longest = max((cell_len(word) for word in words(self.text)), default=0)
@@ -91,5 +96,5 @@ def size(number_of_bytes: int) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that rich prints as it is."""
-    return escape(text)
+    """Text that rich prints as it is, and that a terminal does nothing with but show."""
+    return escape(printable(text))
