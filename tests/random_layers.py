@@ -10,6 +10,7 @@ from onnx import helper
 
 from tests.random_builder import TYPES, Builder, Value
 
+
 def batch_norm(b: Builder, x: Value | None = None, groups: int = 0) -> None:
     """A BatchNormalization; with `groups` its channels agree within each."""
     x = x or b.pick(2, 3, 4)

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 from tests.random_builder import Builder, Value
 from tests.random_layers import arithmetic, batch_norm, info, last_affine
 
+
 def elementwise(b: Builder) -> None:
     x = b.pick()
     if x is None:

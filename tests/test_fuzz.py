@@ -109,6 +109,7 @@ def _spliced(random: Random, data: bytes) -> bytes:
 
 BYTES = (_flipped, _replaced, _truncated, _without, _repeated, _exchanged, _spliced)
 
+
 def _messages(message: Message) -> Iterator[Message]:
     yield message
     for field, value in message.ListFields():

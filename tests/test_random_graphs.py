@@ -201,6 +201,7 @@ class Seen:
 
     drawn: int = 0
     folded: int = 0
+
     def __str__(self) -> str:
         return f"drawn {self.drawn} times, folded {self.folded} times"
 
