@@ -18,11 +18,11 @@ from bnfold.serve import log
 from bnfold.serve.batching import Job, Limits
 from bnfold.serve.errors import INTERNAL, INVALID, UNSUPPORTED, Refused, overloaded, unknown
 from bnfold.serve.machine import cores
+from bnfold.serve.memory import Budget, Trimmer, trim
 from bnfold.serve.model import Model, open_model, signature
 from bnfold.serve.observe import Observer
 from bnfold.serve.repository import repository
 from bnfold.serve.request import Request, Response
-from bnfold.serve.security import Budget
 from bnfold.serve.settings import Settings
 from bnfold.serve.stats import Stats
 from bnfold.serve.versions import Serving, State, Versions, serve
@@ -81,7 +81,8 @@ class Core:
         self.observer_errors = self.restarts = 0
         self.draining = False
         self.pending = 0
-        self.budget = Budget(settings.max_pending)
+        self._trimmer = Trimmer(trim)
+        self.budget = Budget(settings.max_pending, freed=self._trimmer.freed)
         self.began = time.time()
         concurrency = settings.concurrency or cores()
         self._limits = Limits(settings.queue, concurrency, 1, settings.batch_delay, settings.timeout)
@@ -221,6 +222,7 @@ class Core:
 
     async def close(self) -> None:
         """Give everything back."""
+        self._trimmer.close()
         for observer in self.observers:
             await observer.close()
         self._pool.shutdown(wait=False, cancel_futures=True)

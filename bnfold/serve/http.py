@@ -18,8 +18,9 @@ from bnfold.serve import documents, log, wire
 from bnfold.serve import metrics as exposition
 from bnfold.serve.core import Core, Pending
 from bnfold.serve.errors import INTERNAL, OVERLOADED, UNAUTHORIZED, Refused, too_large, unsupported
+from bnfold.serve.memory import Budget
 from bnfold.serve.page import REFRESH, page
-from bnfold.serve.security import Budget, accepted, authorize, compress, decompress, read_token
+from bnfold.serve.security import accepted, authorize, compress, decompress, read_token
 
 Handler = Callable[[Core, Request], Awaitable[Response]]
 

@@ -1,15 +1,14 @@
-"""Who may call, and how much of anything a caller may make us hold."""
+"""Who may call, and what comes out of a compressed body."""
 
 from __future__ import annotations
 
 import hmac
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 from bnfold.errors import InputError
 from bnfold.files import reason
-from bnfold.serve.errors import UNAUTHORIZED, Refused, overloaded, too_large, unsupported
+from bnfold.serve.errors import UNAUTHORIZED, Refused, too_large, unsupported
 
 _PIECE = 1 << 20
 
@@ -36,24 +35,6 @@ def authorize(token: bytes | None, header: bytes | str | None) -> None:
     # The comparison takes as long for a token that is nearly right as for any other.
     if not hmac.compare_digest(value.strip(), token) or scheme.lower() != b"bearer":
         raise Refused("this needs the header `Authorization: Bearer TOKEN`", UNAUTHORIZED, "unauthorized")
-
-
-@dataclass
-class Budget:
-    """Bytes of requests that are held at one time, over all connections."""
-
-    limit: int
-    held: int = 0
-
-    def take(self, size: int) -> None:
-        """Reserve; raises `Refused` where that would be too much."""
-        if self.held + size > self.limit:
-            raise overloaded("too many large requests at once; try again", "memory")
-        self.held += size
-
-    def give_back(self, size: int) -> None:
-        """What was taken is no longer held."""
-        self.held -= size
 
 
 def decompress(encoding: str, data: bytes | bytearray, limit: int) -> bytes | bytearray:

@@ -103,6 +103,21 @@ HALF_OPEN = {
 }
 
 
+def test_large_messages_over_grpc_leave_no_memory_behind(server: Server) -> None:
+    import tritonclient.grpc as rpc
+
+    before = server.rss()
+    x = np.ones((3 * MIB, 3), np.float32)
+    for _ in range(size(3, 30)):
+        with rpc.InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
+            tensor = rpc.InferInput("x", x.shape, "FP32").set_data_from_numpy(x)
+            assert client.infer("double", [tensor]).as_numpy("y")[-1, 0] == 2
+    deadline = time.monotonic() + 30
+    while server.rss() - before > 50 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert server.rss() - before <= 50
+
+
 def test_half_open_sockets_are_closed(server: Server) -> None:
     """And those who behave hardly notice."""
     quiet = latencies(server, 200)

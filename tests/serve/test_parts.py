@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -16,13 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bnfold.errors import InputError, ModelError, UsageError
-from bnfold.serve import log, tensors, wire
+from bnfold.serve import log, memory, tensors, wire
 from bnfold.serve.errors import Refused
 from bnfold.serve.machine import cores
 from bnfold.serve.messages import MESSAGES
 from bnfold.serve.repository import repository
 from bnfold.serve.request import Response
-from bnfold.serve.security import Budget, accepted, authorize, compress, decompress, read_token
+from bnfold.serve.security import accepted, authorize, compress, decompress, read_token
 from bnfold.serve.settings import Settings, parse_settings
 from bnfold.serve.stats import Stats, Timings
 from tests.serve import zoo
@@ -175,13 +176,33 @@ def test_which_encoding(header: str | None, expected: str) -> None:
 
 
 def test_a_budget_is_over_all_requests() -> None:
-    budget = Budget(100)
+    budget = memory.Budget(100)
     budget.take(60)
     with pytest.raises(Refused) as raised:
         budget.take(41)
     assert raised.value.status == 503 and budget.held == 60
     budget.give_back(60)
     budget.take(100)
+
+
+def test_memory_goes_back_to_the_system_once_it_was_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for small requests, not twice for those of one moment, and again for those of a later one."""
+    monkeypatch.setattr(memory, "_LATER_S", 0.0)
+    trimmed: list[int] = []
+
+    async def story() -> None:
+        trimmer = memory.Trimmer(lambda: trimmed.append(1))
+        budget = memory.Budget(100 << 20, freed=trimmer.freed)
+        for sizes, times in (([1, 30 << 20, 30 << 20], 0), ([10 << 20, 90 << 20, 1], 1), ([90 << 20], 2)):
+            for size in sizes:
+                budget.take(size)
+                budget.give_back(size)
+            await asyncio.sleep(0.2)
+            assert len(trimmed) == times
+        trimmer.close()
+
+    asyncio.run(story())
+    memory.trim()  # whatever the C library is
 
 
 def test_a_repository_is_a_file_or_a_folder(tmp_path: Path) -> None:
