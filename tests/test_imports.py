@@ -79,7 +79,7 @@ MAY = {
     "graph.skeleton": "affine derived graph.operators graph.soundness",
     "graph.access": "affine derived graph.constants",
     "graph.surgery": "graph.access",
-    "graph.shapes": "graph.access graph.constants",
+    "graph.shapes": "graph.access graph.constants graph.operators",
     "rules": f"{_ALGEBRA} errors",
     "folding.numbering": "",
     "folding.walk": f"{_ALGEBRA} folding.numbering",

@@ -65,7 +65,12 @@ def test_a_change_shows(change: Callable[[ir.Model], None]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "can't be read"), ("[" * 10**5, "can't be read"), ("[]", "can't be read"), ('{"version": 9, "sha256": ""}', "version 9")],
+    [
+        ("{", "can't be read"),
+        ("[" * 10**5, "can't be read"),
+        ("[]", "can't be read"),
+        ('{"version": 9, "sha256": ""}', "version 9"),
+    ],
 )
 def test_a_certificate_that_is_none(text: str, message: str) -> None:
     model = io.load(conv_bn())

@@ -5,7 +5,7 @@ Shapes that inference adds stay beside the model, in `Value.meta`, so that analy
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,17 +178,6 @@ def _evaluated(value: ir.Value, node: ir.Node) -> ir.TensorProtocol | None:
         result = None if array is None else ir.tensor(array)
     value.meta[_CONSTANT] = result
     return result
-
-
-def bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    """Yield the graphs that the node's attributes hold: branches and loop bodies."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 @dataclass(frozen=True, eq=False)

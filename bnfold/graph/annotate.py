@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from bnfold.graph.access import DTYPE, HOME, OPSET, SHAPE, bodies, forget_constants, size
+from bnfold.graph.access import DTYPE, HOME, OPSET, SHAPE, forget_constants, size
+from bnfold.graph.operators import bodies
 from bnfold.graph.shapes import refine
 from bnfold.graph.skeleton import inferred
 

@@ -20,8 +20,9 @@ import onnx_ir as ir
 from onnx import shape_inference
 
 from bnfold.arrays import Array
-from bnfold.graph.access import Op, Shape, bodies, dtype, noted, shape, tensor
+from bnfold.graph.access import Op, Shape, dtype, noted, shape, tensor
 from bnfold.graph.constants import EVALUATE, FAULTS
+from bnfold.graph.operators import bodies
 
 # Contents of small vectors only: a shape has few elements.
 ELEMENTS = 64
