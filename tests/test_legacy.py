@@ -72,3 +72,13 @@ def test_an_attribute_does_not_round_what_was_float64(scale: float, dtype: str, 
     parts = {"gamma": scale, "beta": 0.0, "mean": 0.0, "var": 1.0 - EPSILON}
     constants = {f"s_{name}": np.full(4, value) for name, value in parts.items()}
     assert operators(folded(build(text, opset=10, dtype=dtype, constants=constants))[0]) == left
+
+
+def test_a_join_that_broadcasts_as_before_opset_7_has_no_law() -> None:
+    """The second operand lies along axes 1 and 2: by its rank alone it would be taken for rows of the last two."""
+    text = """(T[N,4,4,4] x, T[4,4] z) => (T[n,c,h,w] y) {
+        a = BN0(z, A.4, is_test=1)  d = Mul <broadcast = 1, axis = 1> (x, a)  y = MatMul(d, w[4,2]) }"""
+    model = build(text, opset=6)
+    result, report = folded(model)
+    assert operators(result) == operators(model)
+    assert [entry.reason.code for entry in report.entries if entry.reason] == ["barrier"]

@@ -66,6 +66,22 @@ def test_one_channel_out_of_range_is_enough() -> None:
     assert reasons(model) == ["out-of-range"]
 
 
+def test_a_small_weight_beside_a_large_one_is_no_lost_channel() -> None:
+    """In a float16 among the subnormals a weight loses digits, which its channel does not notice."""
+    text = "(T[N,4,6,6] x) => (T[n,c,h,w] y) { a = BN+(x, A.4)  y = Conv(a, w) }"
+    weight = np.full((2, 4, 1, 1), 0.5)
+    weight[0, 0] = 2.0**-14
+    scale = {"A_gamma": np.full(4, 0.5), "A_beta": np.zeros(4), "A_mean": np.zeros(4), "A_var": np.full(4, 0.9375)}
+    assert operators(folded(build(text, dtype="float16", constants={**scale, "w": weight}))[0]) == ["Conv"]
+    weight[:, 0] = 2.0**-14
+    assert operators(folded(build(text, dtype="float16", constants={**scale, "w": weight}))[0]) == ["Mul", "Conv"]
+
+
+def test_a_new_bias_of_a_gemm_is_a_vector() -> None:
+    model = build("(T[N,3] x) => (T[n,c] y) { a = Gemm(x, w[3,4])  y = BN(a, A.4) }")
+    assert [list(tensor.dims) for tensor in same(model).graph.initializer] == [[3, 4], [4]]
+
+
 def test_a_bias_out_of_range_is_refused() -> None:
     beta = np.array([0.0, 0.0, 60000.0, 0.0])
     mean = np.array([0.0, 0.0, -60000.0, 0.0])

@@ -91,7 +91,7 @@ def _on_bias(op: Op, view: View, affine: Affine) -> Affine | Refusal:
 
 
 def _beta(op: Op) -> float:
-    return float(op.attr("beta", 1.0)) if op.type == "Gemm" else 1.0
+    return float(op.attr("beta", 1.0))
 
 
 def sinking(viewer: Viewer) -> Judgement:
@@ -129,7 +129,7 @@ def _bias_edits(op: Op, view: View, affine: Affine, formula: str) -> tuple[Edit,
     """Map a constant bias by `affine`; Gemm's beta goes into it, so that the new bias stands by itself."""
     assert view.bias is not None
     value, beta = op.input(view.bias_slot), _beta(op)
-    if affine.is_identity or (value is None and not affine.shifts):
+    if value is None and not affine.shifts:
         return ()
     rank = affine.at(view.y_rank)
     step = Affine(view.bias(rank.scale), view.bias(rank.shift)) @ Affine.of(beta, 0.0)
@@ -168,14 +168,13 @@ def _convolution(op: Op) -> View | Refusal:
         response: Float64 = np.matmul(blocks, vector)
         return response.reshape([1, -1] + [1] * (rank - 2))
 
-    pads = any(op.attr("pads", ()) or ()) if transposed else reaches_over(op, dims[2:])
     strides = any(stride != 1 for stride in op.attr("strides", ()) or ())
     resized = any(op.attr("output_padding", ()) or ()) or op.attr("output_shape") is not None
     return View(
         held, x=0, slot=1, x_rank=rank, y_rank=rank, x_axes=frozenset({1}), y_axes=frozenset({1}),
         out=along_minor if transposed else along_major, into=along_major if transposed else along_minor,
         respond=respond, bias=lambda a: a.reshape(-1), bias_shape=(groups * minor if transposed else dims[0],),
-        bordered=bool(pads or (transposed and (taps > 1 or strides or resized))),
+        bordered=reaches_over(op, dims[2:]) or (transposed and (taps > 1 or strides or resized)),
     )  # fmt: skip
 
 
@@ -193,13 +192,12 @@ def _product(op: Op) -> View | Refusal:
     x_rank, y_shape = (2 if gemm else op.rank(1 - slot)), op.out_shape()
     y_rank = 2 if gemm else None if y_shape is None else len(y_shape)
     if x_rank is None or y_rank is None:
-        return Refusal(Reason.UNKNOWN_SHAPE).on(op.input(1 - slot) if x_rank is None else op.output())
+        return Refusal(Reason.UNKNOWN_SHAPE, detail=f"the rank of an operand of {op.type} is not known")
     dims = held.shape
     if len(dims) < 2 or x_rank < 2:
         return _vector_product(held, slot, x_rank, y_rank)
-    w_flip = gemm and bool(op.attr("transB" if slot == 1 else "transA", 0))
-    x_flip = gemm and bool(op.attr("transA" if slot == 1 else "transB", 0))
-    alpha = float(op.attr("alpha", 1.0)) if gemm else 1.0
+    w_flip, x_flip = (bool(op.attr(name, 0)) for name in (("transB", "transA") if slot == 1 else ("transA", "transB")))
+    alpha = float(op.attr("alpha", 1.0))
 
     def swapped(a: Float64) -> Float64:
         return np.swapaxes(ranked(a, max(a.ndim, 2)), -1, -2)

@@ -11,6 +11,13 @@ _OUTPUT_3D = {"=> (T[n,c,d,h,w] y)": "=> (T[n,c,d,h,w] y, T[n,c,d,h,w] a)"}
 
 CASES = (
     # Behind: W' = s·W, b' = s·b + t.
+    case("BN of scales, Conv of a computed bias",
+         "(T[N,4,8,8] x, T[2] u) => (T[n,c,h,w] y) { a = BN0(x, A.4)  b = Relu(u)  y = Conv(a, w[2,4,1,1], b) }",
+         "Relu Conv", "sink", twin={"BN0(": "BN("}, kept="variable-operand"),
+    case("BN, ConvTranspose of one tap",
+         "(T[N,4,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.4)"
+         "  y = ConvTranspose <kernel_shape = [1,1]> (a, w[4,2,1,1]) }",
+         "ConvTranspose", "sink", twin={"[1,1]>": "[1,1], output_shape = [9,9]>"}, kept="padding"),
     case("Conv 1d, BN", "(T[N,3,8] x) => (T[n,c,w] y) { a = Conv(x, w[4,3,3])  y = BN(a, A.4) }",
          "Conv", "hoist", twin=_OUTPUT_1D, kept="graph-output"),
     case("Conv 2d, BN", "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv(x, w[4,3,3,3], b[4])  y = BN(a, A.4) }",

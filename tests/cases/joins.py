@@ -49,6 +49,8 @@ CASES = (
            twin_after="Mul Conv Conv Exp Div", exact=False),
     _hoist("Concat of channels", "d = Concat <axis = 1> (a, e)  y = BN(d, A.8)", "Concat", _ONE_VARIABLE, "barrier",
            exact=False),
+    _hoist("Concat of channels, scales", "d = Concat <axis = 1> (a, e)  y = BN0(d, A.8)", "Concat", _JOINED_READ,
+           twin_after="Conv Conv Concat Mul"),
     _hoist("Concat of rows", "d = Concat <axis = -2> (a, e)  y = BN(d, A.4)", "Concat", _JOINED_READ, "graph-output"),
     _hoist("Add of a value that broadcasts", "f = GlobalMaxPool(e)  d = Add(a, f)  y = BN+(d, A.4)",
            "GlobalMaxPool Add", {"v[4,3,1,1]": "v[1,3,1,1]"}, "axis"),
@@ -62,6 +64,10 @@ CASES = (
     case("MatMul, Where of a mask, scale",
          "(T[N,5,3] x, bool[N,5,5] p) => (T[n,t,c] y) { a = MatMul(x, w[3,5])  d = Where(p, a, k)  y = Mul(d, 0.5) }",
          "MatMul Where", constants={"k": np.array(-np.inf)}, twin={"Mul(d, 0.5)": "Mul(d, -0.5)"}),
+    case("two Convs, Concat of unknown numbers of rows, BN",
+         "(T[N,3,H,8] x, T[N,3,G,8] z) => (T[n,c,h,w] y) { a = Conv(x, w[4,3,1,1])  e = Conv(z, v[4,3,1,1])"
+         "  d = Concat <axis = 2> (a, e)  y = BN(d, A.4) }", "Conv Conv Concat", "hoist", twin=_JOINED_READ,
+         kept="graph-output"),
     case("Conv, Concat with a constant, BN",
          "(T[2,3,8,8] x) => (T[n,c,h,w] y) { a = Conv(x, w[4,3,1,1])  d = Concat <axis = 1> (a, k[2,2,8,8])"
          "  y = BN(d, A.6) }", "Conv Concat", "hoist", twin={"k[2,2,8,8]": "k", "8] x)": "8] x, T[2,2,8,8] k)"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tests.cases.base import case
 
 _OUTPUT = {"=> (T[n,c] y)": "=> (T[n,c] y, T[n,c] a)"}
@@ -89,6 +91,16 @@ CASES = (
          "(float[N,3] x) => (T[n,c] y) { a = BN(x, A.3)  d = Cast <to = 11> (a)  y = MatMul(d, w[3,4]) }",
          "Cast MatMul Add", "sink", twin={"(float[": "(T[", "<to = 11> (a)": "<to = 1> (a)  e = Cast <to = 11> (d)",
          "MatMul(d": "MatMul(e"}, kept="narrowing-cast", dtypes=("double",)),
+    case("Gemm of a value of unknown rank",
+         "(T[N,6] x, int64[K] s) => (T[n,c] y) { u = Reshape(x, s)  a = Gemm(u, w[3,4])  b = Mul(a, 2.0)"
+         "  y = Relu(b) }",
+         "Reshape Gemm Relu", inputs={"s": np.array([4, 3])}, twin={"Gemm": "MatMul"}, left="Reshape MatMul Mul Relu"),
+    case("Gemm, constant on the left, plus a computed column",
+         "(T[3,4] x, T[2,1] u) => (T[n,c] y) { d = MatMul(v[4,2], u)  a = Gemm(w[4,3], x, d)  y = Mul(a, s[4,1]) }",
+         "MatMul Gemm", twin={"T[2,1] u": "T[2] u"}, left="MatMul Gemm Mul"),
+    case("BN, MatMul of batched weights on the left, one shift for all",
+         "(T[N,2,3,5] x) => (T[n,h,t,c] y) { a = BN1(x, A.2)  y = MatMul(w[2,4,3], a) }", "MatMul Add", "sink",
+         twin={"MatMul(w[2,4,3], a)": "MatMul(a, a)"}, kept="shift-blocked"),
     case("BN, MatMul constant on the left",
          "(T[N,3,5] x) => (T[n,t,c] y) { a = BN(x, A.3)  y = MatMul(w[4,3], a) }", "MatMul Add", "sink",
          twin={"MatMul(w[4,3], a)": "MatMul(a, w[5,4])"}, kept="axis"),
