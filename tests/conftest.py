@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +17,8 @@ import onnx_ir as ir
 import pytest
 from hypothesis import settings
 from onnx import helper, numpy_helper
+
+from bnfold import report
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -85,6 +89,15 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+def document(outcome: Outcome, verb: str) -> dict[str, Any]:
+    """The one JSON document on stdout, checked against the schema that it names."""
+    jsonschema = pytest.importorskip("jsonschema")
+    result: dict[str, Any] = json.loads(outcome.out)
+    assert result["schema"] == f"bnfold.{verb}/{report.VERSION}"
+    jsonschema.validate(result, report.schema(verb), cls=jsonschema.Draft202012Validator)
+    return result
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,24 +16,16 @@ import numpy as np
 import onnx
 import pytest
 
-from bnfold import doctor, io, report
+from bnfold import io, report
 from bnfold.cli import VERBS
 from bnfold.cli import bnfold as group
 from bnfold.cli.reference import markdown
 from bnfold.errors import UsageError
-from tests.conftest import REPOSITORY, Outcome, conv_bn
+from tests.conftest import REPOSITORY, Outcome, conv_bn, document
 
 jsonschema = pytest.importorskip("jsonschema")
 
 Bnfold = Callable[..., Outcome]
-
-
-def document(outcome: Outcome, verb: str) -> dict[str, Any]:
-    """The one JSON document on stdout, checked against the schema that it names."""
-    result: dict[str, Any] = json.loads(outcome.out)
-    assert result["schema"] == f"bnfold.{verb}/{report.VERSION}"
-    jsonschema.validate(result, report.schema(verb), cls=jsonschema.Draft202012Validator)
-    return result
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -205,45 +195,6 @@ def test_export_of_a_factory(bnfold: Bnfold, tmp_path: Path) -> None:
     assert document(bnfold(*words), "export")["batchnorms"] == 1
 
 
-def test_doctor(bnfold: Bnfold) -> None:
-    outcome = bnfold("doctor", "--json")
-    found = document(outcome, "doctor")
-    assert outcome.code == (1 if found["findings"] else 0)
-    assert {"name": "cpu", "works": True, "detail": ""} in found["providers"]
-    assert "onnx-ir" in bnfold("doctor").out
-
-
-def test_doctor_says_how_to_install_what_is_missing(bnfold: Bnfold, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("torch", "grpcio", "onnxruntime") else "9.9")
-    monkeypatch.setattr(doctor, "_built_in", list)
-    outcome = bnfold("doctor")
-    assert outcome.code == 0
-    assert "for what is not installed: pip install 'bnfold[torch,serve]'" in outcome.out
-
-
-def test_doctor_finds_clashing_and_missing_packages(bnfold: Bnfold, monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = {"onnx": None, "onnxruntime": "1.0", "onnxruntime-gpu": "1.0"}
-    monkeypatch.setattr(doctor, "_version", lambda name: versions.get(name, "9.9"))
-    monkeypatch.setattr(doctor, "_built_in", list)
-    outcome = bnfold("doctor")
-    assert outcome.code == 1
-    assert f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install {doctor.wanted_runtime()}" in outcome.out
-    assert "pip install onnx\n" in outcome.out
-    assert len(document(bnfold("doctor", "--json"), "doctor")["findings"]) == 2
-
-
-def test_doctor_survives_a_provider_that_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(command: list[str], **options: Any) -> Any:
-        return subprocess.CompletedProcess(command, -11, "", "")
-
-    monkeypatch.setattr(doctor.subprocess, "run", run)
-    monkeypatch.setattr(doctor, "_built_in", lambda: ["cuda", "cpu"])
-    monkeypatch.setattr(doctor, "_has_gpu", lambda: True)
-    health = doctor.examine()
-    assert [provider.detail for provider in health.providers] == ["killed by signal 11"] * 2
-    assert len(health.findings) == 2 and health.exit_code == 1
-
-
 def test_a_bug_is_called_one(bnfold: Bnfold, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bnfold import pipeline
 
@@ -392,13 +343,3 @@ def test_a_module_is_verified_against_its_export(bnfold: Bnfold, tmp_path: Path)
     assert bnfold("verify", *words, out, "--kwargs", right).code == 2
     assert bnfold("verify", *words, out, "--torch", "--kwargs", "[").code == 4
     assert bnfold("verify", *words, "--torch").code == 2
-
-
-def test_doctor_knows_what_every_extra_installs() -> None:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name not in ("all", "dev")}
-    asked = {
-        name: {re.split(r"[\[<>=;]", line)[0] for line in lines if not line.startswith("bnfold") and ";" not in line}
-        for name, lines in extras.items()
-    }
-    assert {name: set(packages) for name, packages in doctor.EXTRAS.items()} == asked
