@@ -71,9 +71,6 @@ def graph(call: str, *inputs: str, outputs: str = "", rank: int = 4, **options: 
     return Made(f"({', '.join(inputs)}) => ({outputs or output}) {{ {call} }}", **options)
 
 
-# Linear --------------------------------------------------------------------------------------------------------------
-
-
 def _quantized(draw: Draw, shape: Sequence[int], op: str, call: str, *inputs: str, rank: int) -> Made:
     """`call` with its weight w dequantized per tensor, per axis or per block."""
     rng, kind = draw.rng, draw.of(np.int8, np.uint8, np.int16)
@@ -216,9 +213,6 @@ def _einsum_of_two(draw: Draw) -> Made:
         body = f"p = Softmax <axis = {draw.of(-1, -1, 0, -2 if len(left) > 1 else 0)}> (s)  y = {call} (p, x)"
         return graph(body, value("s", left), value("x", right), rank=rank)
     return graph(f"y = {call} (x, z)", value("x", left), value("z", right), rank=rank)
-
-
-# Moves ---------------------------------------------------------------------------------------------------------------
 
 
 def reshape(draw: Draw) -> Made:

@@ -38,6 +38,7 @@ JUDGEMENTS = [
     if getattr(RULES[op_type], judgement) is not None
 ]
 
+
 def random_affine(draw: Draw, shape: tuple[int, ...]) -> Affine:
     """Vary along one axis, most often the second, or several or none; scales of one sign or both, with zeros."""
     rank = len(shape)

@@ -51,9 +51,6 @@ class View:
 Viewer = Callable[[Op], View | Refusal]
 
 
-# The law -------------------------------------------------------------------------------------------------------------
-
-
 def hoisting(viewer: Viewer) -> Judgement:
     """Build the hoist of the operators that `viewer` reads."""
 
@@ -137,9 +134,6 @@ def _bias_edits(op: Op, view: View, affine: Affine, formula: str) -> tuple[Edit,
     if beta != 1.0:
         edits.append(Edit(op.node, "beta", 1.0, "1"))
     return tuple(edits)
-
-
-# Views ---------------------------------------------------------------------------------------------------------------
 
 
 def _convolution(op: Op) -> View | Refusal:

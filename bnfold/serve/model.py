@@ -49,7 +49,6 @@ class Model:
     loaded: float = field(default_factory=time.time)
     properties: dict[str, Any] = field(default_factory=dict)
 
-
     @property
     def source(self) -> ir.Model:
         """The model as it was read; there until it is admitted, since the session holds the weights as well."""

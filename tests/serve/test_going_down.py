@@ -79,6 +79,7 @@ def test_what_can_not_be_finished_is_cut_off(launch: Launch, tmp_path: Path) -> 
     asyncio.run(story())
     assert server.process.wait(30) == 0
 
+
 def test_a_worker_that_is_killed_comes_back(launch: Launch, tmp_path: Path) -> None:
     server = launch(zoo.repository(tmp_path, "double"))
     for turn in (1, 2):

@@ -111,6 +111,7 @@ def test_tls(launch: Launch, tmp_path: Path) -> None:
         server.call("GET", "/v2")
     assert server.stop() == 0
 
+
 def test_counters_are_the_clients(launch: Launch, tmp_path: Path) -> None:
     """Statistics, own metrics and Triton's, over both transports: each says what the clients counted."""
     import tritonclient.grpc as rpc
