@@ -10,6 +10,7 @@ import statistics
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +109,14 @@ def test_large_messages_over_grpc_leave_no_memory_behind(server: Server) -> None
 
     before = server.rss()
     x = np.ones((3 * MIB, 3), np.float32)
-    for _ in range(size(3, 30)):
+    tensor = rpc.InferInput("x", x.shape, "FP32").set_data_from_numpy(x)
+
+    def ask(number: int) -> bool:
         with rpc.InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
-            tensor = rpc.InferInput("x", x.shape, "FP32").set_data_from_numpy(x)
-            assert client.infer("double", [tensor]).as_numpy("y")[-1, 0] == 2
+            return bool(client.infer("double", [tensor]).as_numpy("y")[-1, 0] == 2)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(size(8, 64))))
     deadline = time.monotonic() + 30
     while server.rss() - before > 50 and time.monotonic() < deadline:
         time.sleep(0.1)
