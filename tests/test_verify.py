@@ -23,7 +23,7 @@ from bnfold.folding.fold import fold
 from bnfold.folding.report import FOLD_MAP
 from bnfold.inputs.feeds import generated
 from bnfold.io import load, save
-from bnfold.verify import Verdict, certificate, verify
+from bnfold.verify import Verdict, certificate, compare, verify
 from bnfold.verify.bisection import bisect
 from bnfold.verify.certificate import check
 from bnfold.verify.compare import Noises, measure
@@ -406,6 +406,7 @@ def test_the_best_class_is_compared() -> None:
     original = nets.plain(0)
     cell = verify(original, nets.fold(original)).cells[0]
     assert cell.top1["agree"] > 0 and cell.top1["differ"] == 0
+    assert sum(cell.top5.values()) == sum(cell.top1.values()) and cell.top5["differ"] == 0
     # One class wins by far, in one column too few for the RMS over a thousand classes to move much.
     w = 1e-3 * normal(8, 1000)
     w[:, 0], w[:, 1] = w[:, 1] + 1, w[:, 1] + 1.00001
@@ -413,6 +414,16 @@ def test_the_best_class_is_compared() -> None:
     swapped[:, [0, 1]] = swapped[:, [1, 0]]
     text = "(float[N,8] x) => (float[N,1000] y) { y = MatMul (x, w) }"
     assert verify(model(text, w=w), model(text, w=swapped)).exit_code == 1
+
+
+def test_the_best_classes_are_compared_where_float64_decides_them() -> None:
+    y = np.array([[9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 0.0]])
+    exchanged, inside = y[:, [0, 1, 2, 3, 5, 4, 6]], y[:, [1, 0, 2, 3, 4, 5, 6]]
+    agrees, tie, differs = (1, 0, 0), (0, 1, 0), (0, 0, 1)
+    assert compare.best(y, exchanged, 0.4, 1) == agrees and compare.best(y, exchanged, 0.4, 5) == differs
+    assert compare.best(y, inside, 0.4, 1) == differs and compare.best(y, inside, 0.4, 5) == agrees
+    assert compare.best(y, exchanged, 0.6, 5) == tie
+    assert compare.best(y.reshape(1, 7, 1, 1), y.reshape(1, 7, 1, 1), 0.4, 5) == agrees
 
 
 def test_what_it_takes_to_store_an_output_is_no_mismatch() -> None:

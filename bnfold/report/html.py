@@ -165,7 +165,7 @@ def _percent(share: float) -> str:
 
 
 def _classes(cells: Sequence[Document]) -> list[dict[str, Any]]:
-    return [{**cell, "rows": sum(cell["top1"].values())} for cell in cells if cell["top1"]]
+    return [{**cell, "best": n, "rows": cell[f"top{n}"]} for cell in cells for n in (1, 5) if cell.get(f"top{n}")]
 
 
 def _seconds(seconds: Mapping[str, float]) -> dict[str, Any] | None:

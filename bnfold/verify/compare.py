@@ -25,6 +25,8 @@ from bnfold.verify.precision import half_ulp, underflow
 
 # Few pooled values scatter more: (from this many values on, τ).
 TAU = ((64, 4.0), (8, 8.0), (0, 16.0))
+# Of how many best classes it is asked whether they are the same.
+BEST = (1, 5)
 # Where S exceeds this share of RMS(y), weights at storage precision do not determine the output.
 NOISY = 0.1
 
@@ -147,15 +149,16 @@ def scores(shape: Sequence[int]) -> int | None:
     return shape[1] if alike else None
 
 
-def top1(y: Array, c: Array, limit: float) -> tuple[int, int, int]:
-    """Return how many rows of [N, K] scores agree on the best class, are ties, or differ.
+def best(y: Array, c: Array, limit: float, count: int) -> tuple[int, int, int]:
+    """Return in how many rows of [N, K] scores the `count` best classes are the same, undecided, or others.
 
-    A row is a tie where the float64 margin between its two best classes is within twice the limit.
+    A row is undecided where the float64 margin between the last of them and the next class is within twice the limit.
     """
     y, c = y.reshape(*y.shape[:2]).astype(np.float64), c.reshape(*c.shape[:2]).astype(np.float64)
-    best = np.sort(y, axis=1)
-    decided = best[:, -1] - best[:, -2] > 2.0 * limit
-    same = y.argmax(axis=1) == c.argmax(axis=1)
+    ordered = -np.sort(-y, axis=1)
+    decided = ordered[:, count - 1] - ordered[:, count] > 2.0 * limit
+    ours, theirs = (np.sort(np.argsort(-v, axis=1, kind="stable")[:, :count], axis=1) for v in (y, c))
+    same = (ours == theirs).all(axis=1)
     return int(np.sum(decided & same)), int(np.sum(~decided)), int(np.sum(decided & ~same))
 
 

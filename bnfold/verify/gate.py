@@ -195,9 +195,9 @@ class Gate:
             self.firm(side, trial, provider, level)
             m = trial.measure(name, c)
         tally = self.tallies.setdefault((provider, level.name, name), CellTally(provider, level.name, name))
-        y, o, classes = trial.y[name], trial.o[name], None
-        if is_float(o) and compare.scores(o.shape) and y.shape == c.shape:
-            classes = compare.top1(y, c, m.limit)
+        y, o = trial.y[name], trial.o[name]
+        known = (compare.scores(o.shape) or 0) if is_float(o) and y.shape == c.shape else 0
+        classes = {count: compare.best(y, c, m.limit, count) for count in compare.BEST if count < known}
         tally.add(m, str(trial.sample), unit, classes)
         outside = compare.beyond(y, c, self.options.rtol, self.options.atol)
         if outside:

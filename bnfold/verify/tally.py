@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.arrays import Array
-from bnfold.verify.compare import Measure, rms
+from bnfold.verify.compare import BEST, Measure, rms
 from bnfold.verify.kernels.base import is_float
 from bnfold.verify.verdict import Cell, Finding, Status, inconclusive
 
@@ -35,15 +35,16 @@ class CellTally:
     samples: int = 0
     noisy: int = 0
     distrusted: int = 0
-    agree: int = 0
-    ties: int = 0
-    differ: int = 0
+    best: dict[int, list[int]] = field(default_factory=dict)
     problems: dict[str, Finding] = field(default_factory=dict)
     doubts: list[Finding] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def add(self, m: Measure, sample: str, unit: float, classes: tuple[int, int, int] | None) -> None:
-        """Count one sample's measure; `unit` is the unit roundoff, `classes` the rows that agree, tie or differ."""
+    def add(self, m: Measure, sample: str, unit: float, classes: Mapping[int, tuple[int, int, int]]) -> None:
+        """Count one sample's measure; `unit` is the unit roundoff.
+
+        `classes` are, by number of best classes, the rows that agree, tie or differ.
+        """
         self.samples += 1
         self.noisy += m.noisy
         self.distrusted += m.noise > DISTRUST * max(m.sensitivity, unit * m.size)
@@ -59,11 +60,11 @@ class CellTally:
             self.doubts.append(self.finding("inconclusive", f"{m.doubt} ({sample})"))
         if m.warning:
             self.warnings.append(self.finding("warning", f"{m.warning} ({sample})").message)
-        if classes is not None:
-            self.agree, self.ties = self.agree + classes[0], self.ties + classes[1]
-            self.differ += classes[2]
-            if classes[2]:
-                self.problem("class", f"the best class differs in {classes[2]} rows ({sample})")
+        for count, rows in classes.items():
+            self.best[count] = [a + b for a, b in zip(self.best.get(count, (0, 0, 0)), rows, strict=True)]
+            if rows[2]:
+                what = "best class differs" if count == 1 else f"{count} best classes differ"
+                self.problem("class", f"the {what} in {rows[2]} rows ({sample})")
 
     def problem(self, rule: str, text: str, instead: bool = False) -> None:
         """Note a mismatch, one for each rule: the first, unless a later one is worse."""
@@ -78,10 +79,10 @@ class CellTally:
         """Return the finished cell."""
         m = self.worst or Measure(0, 0, 0, 0, 0, 0)
         status: Status = "mismatch" if self.problems else "inconclusive" if self.doubts or self.power() else "pass"
-        top1 = {"agree": self.agree, "ties": self.ties, "differ": self.differ}
+        top1, top5 = (dict(zip(("agree", "ties", "differ"), self.best.get(n, ()), strict=False)) for n in BEST)
         return Cell(
             self.provider, self.level, self.output, status, m.ratio, m.error, m.limit, m.noise, m.sensitivity,
-            m.values, self.sample, top1 if any(top1.values()) else {},
+            m.values, self.sample, top1, top5,
         )  # fmt: skip
 
     def power(self) -> Finding | None:

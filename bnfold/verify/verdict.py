@@ -44,6 +44,7 @@ class Cell:
     `error` is RMS(candidate − y), `noise` RMS(original − y), `sensitivity` the RMS change of y under rounding of
     the weights (S), all over one sample's `values` elements, with y the original in float64; `limit` is
     τ·max(noise, sensitivity) and `ratio` error / limit. For integers and booleans `error` counts differing elements.
+    `top1` and `top5` count the rows of class scores whose best and five best classes agree, are ties or differ.
     """
 
     provider: str
@@ -58,6 +59,7 @@ class Cell:
     values: int
     sample: str
     top1: Mapping[str, int] = field(default_factory=dict)
+    top5: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {key: _json(value) for key, value in asdict(self).items()}
