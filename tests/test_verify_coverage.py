@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import bnfold
 from bnfold import runtime
 from bnfold.arrays import Array
 from bnfold.errors import ProviderError
@@ -19,6 +20,7 @@ from bnfold.verify.kernels import KERNELS
 from bnfold.verify.levels import LEVELS
 from bnfold.verify.reference import unsupported
 from tests import nets
+from tests.graphs import build, operators
 
 
 def cpu_operators() -> list[tuple[str, str]]:
@@ -41,6 +43,22 @@ def test_every_operator_of_the_cpu_provider_is_covered_or_named() -> None:
         assert missing == ([] if known else [f"{domain}.{op}" if domain else op]), op
         covered += known
     assert covered > 150
+
+
+def test_a_dynamically_quantized_model_is_folded_and_verified() -> None:
+    """The weight's scale takes the BatchNorm: behind the integer product it is what remains in floating point."""
+    made = build(
+        "(T[N,6] x) => (T[n,c] y) { q, s, z = DynamicQuantizeLinear(x)  p = MatMulInteger(q, w, z)"
+        "  a = Cast <to = 1> (p)  t = Mul(s, u[4])  b = Mul(a, t)  y = BN(b, A.4) }",
+        constants={"w": np.random.default_rng(0).integers(-127, 128, (6, 4), np.int8)},
+    )
+    done = bnfold.optimize(made)
+    assert done.report.folded == 1 and "BatchNormalization" not in operators(ir.to_proto(done.model))
+    assert done.verdict is not None and done.verdict.status == "pass", done.verdict
+    wrong = ir.to_proto(done.model)
+    tensor = next(t for t in wrong.graph.initializer if t.data_type == TensorProto.FLOAT)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.5), tensor.name))
+    assert verify(made, wrong).status == "mismatch"
 
 
 def single(op: str, inputs: list[Array], domain: str = "", **attributes: Any) -> onnx.ModelProto:

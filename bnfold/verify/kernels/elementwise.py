@@ -189,36 +189,3 @@ def cast(call: Call, inputs: Arrays) -> Arrays:
     if target.is_floating_point() or target == ir.DataType.STRING:
         raise Unsupported(f"Cast to {target.name}")
     return (x.astype(target.numpy()),)
-
-
-@kernel("DequantizeLinear")
-def dequantize(call: Call, inputs: Arrays) -> Arrays:
-    """(x − zero_point)·scale, per tensor, per axis or per block."""
-    x, zero = inputs[0], optional(inputs, 2)
-    scale = _spread(inputs[1], x, call)
-    shift = 0.0 if zero is None else _spread(zero.astype(np.float64), x, call)
-    return ((x.astype(np.float64) - shift) * scale,)
-
-
-@kernel("QuantizeLinear")
-def quantize(call: Call, inputs: Arrays) -> Arrays:
-    """Saturate(round-half-even(x / scale) + zero_point) in the zero point's integer type."""
-    x, zero = inputs[0], optional(inputs, 2)
-    stored = call.get("output_dtype", 0)
-    dtype = zero.dtype if zero is not None else ir.DataType(stored).numpy() if stored else np.dtype(np.uint8)
-    if dtype.kind not in "iu":
-        raise Unsupported(f"QuantizeLinear to {dtype.name}")
-    shift = 0.0 if zero is None else _spread(zero.astype(np.float64), x, call)
-    limits = np.iinfo(dtype)
-    return (np.clip(np.rint(x / _spread(inputs[1], x, call)) + shift, limits.min, limits.max).astype(dtype),)
-
-
-def _spread(parameter: Array, x: Array, call: Call) -> Array:
-    """Broadcast a scale or zero point against `x` as `axis` and `block_size` say."""
-    if parameter.size == 1:
-        return parameter.reshape(())
-    axis = call.get("axis", 1) % x.ndim
-    block = call.get("block_size", 0)
-    if block:
-        return np.repeat(parameter, block, axis=axis)[tuple(slice(0, n) for n in x.shape)]
-    return parameter.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
