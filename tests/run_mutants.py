@@ -27,8 +27,8 @@ import pytest
 from tests.mutants import GUARDED, PACKAGE, Mutant, mutants
 
 WATCH = (
-    "peer_bugs", "contract", "legacy", "derived", "affine", "io", "malformed", "fold", "fused", "laws", "unknown",
-    "random_graphs",
+    "peer_bugs", "contract", "legacy", "derived", "affine", "io", "malformed", "padding", "fold", "fused", "laws",
+    "unknown", "random_graphs",
 )  # fmt: skip
 SETTINGS = {"BNFOLD_RANDOM_GRAPHS": "100", "BNFOLD_LAW_EXAMPLES": "60"}
 SECONDS = 1200

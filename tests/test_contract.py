@@ -292,3 +292,15 @@ _AROUND = "(T[N,4,6,6] x, T[4,4,3,3] k, T v) => (T[n,c,h,w] y) "
 def test_what_is_kept_says_why_and_where(body: str, reason: str, blocking: str) -> None:
     (entry,) = folded(build(_AROUND + f"{{ {body} }}"))[1].entries
     assert (entry.reason and entry.reason.code, entry.blocking) == (reason, blocking)
+
+
+def test_arithmetic_on_integers_is_no_affine() -> None:
+    model = build("(int64[N] x) => (int64[n] y) { a = Mul(x, {3})  y = Mul(a, {5}) }")
+    assert operators(folded(model)[0]) == ["Mul", "Mul"]
+
+
+def test_what_is_met_on_a_route_goes_with_it() -> None:
+    text = """(T[N,3,6,6] x) => (T[n,c,h,w] y) {
+        a = Conv(x, w[4,3,3,3])  [mul] d = Mul(a, k[4,1,1])  [bn] y = BN(d, A.4) }"""
+    content = json.loads({e.key: e.value for e in folded(build(text))[0].metadata_props}[FOLD_MAP])
+    assert [fold["removed"] for fold in content["folds"]] == [["bn", "mul"]]

@@ -24,8 +24,8 @@ def reaches_over(op: Op, kernel: Sequence[int]) -> bool:
     dilations = list(op.attr("dilations", ()) or [1] * len(kernel))
     for size, taps, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         extent = (taps - 1) * dilation + 1
-        if extent == 1 or (ceil and stride == 1 and not same):
-            continue
+        if extent == 1 if same else stride == 1:
+            continue  # whatever the size: one tap needs no padding, and a stride of one leaves nothing to round
         if not isinstance(size, int):
             return True
         count = -(-size // stride) if same else -(-(size - extent) // stride) + 1

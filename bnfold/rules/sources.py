@@ -87,7 +87,7 @@ def _batch_norm(op: Op) -> Source | Refusal:
 
 
 def _arithmetic(op: Op) -> Source | Refusal | None:
-    if not is_floating(op.output()) or "axis" in op.node.attributes or "broadcast" in op.node.attributes:
+    if not is_floating(op.output()) or "broadcast" in op.node.attributes:
         return None
     constants = [op.const(0), op.const(1)]
     if (constants[0] is None) == (constants[1] is None):
@@ -113,7 +113,7 @@ def _arithmetic(op: Op) -> Source | Refusal | None:
 
 def _fits(op: Op, slot: int, constant: tuple[int, ...]) -> Refusal | None:
     """Refuse a constant that would broadcast the variable operand to a larger shape."""
-    if all(size == 1 for size in constant) and not constant:
+    if not constant:
         return None
     known = op.shape(slot)
     if known is None:
