@@ -134,7 +134,7 @@ def bench(
     attempt = partial(runtime.attempt, partial(runtime.run, sessions[0]))
     sample = feeds.generated(loaded[0], seed=seed, samples=1, dims=sizes, attempt=attempt)[0]
     times = _timed(sessions, sample.feeds, rounds, say)
-    rows = [_row(name, times[:, i], times[:, 0], seed) for i, name in enumerate(names)]
+    rows = [row(name, times[:, i], times[:, 0], seed) for i, name in enumerate(names)]
     shapes = {name: array.shape for name, array in sample.feeds.items()}
     return BenchReport(tuple(rows), provider, threads, rounds, shapes, runtime.version())
 
@@ -157,14 +157,14 @@ def _timed(sessions: Sequence[Any], sample: Mapping[str, Array], rounds: int, sa
     """Seconds per call `(rounds, sessions)`."""
     repeats = [_repeats(session, sample) for session in sessions]
     times = np.empty((rounds, len(sessions)))
-    for index, order in enumerate(_orders(len(sessions), rounds)):
+    for index, order in enumerate(orders(len(sessions), rounds)):
         say(f"round {index + 1} of {rounds}")
         for position in order:
             times[index, position] = _block(sessions[position], sample, repeats[position])
     return times
 
 
-def _orders(count: int, rounds: int) -> Iterator[list[int]]:
+def orders(count: int, rounds: int) -> Iterator[list[int]]:
     """Yield the order of each round: rotated every other round, and reversed in between."""
     for index in range(rounds):
         shift = index // 2 % count
@@ -186,7 +186,8 @@ def _block(session: Any, sample: Mapping[str, Array], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _row(name: str, times: Float64, first: Float64, seed: int) -> Row:
+def row(name: str, times: Float64, first: Float64, seed: int) -> Row:
+    """A model's row from the seconds per call of every round `(rounds,)`, its own and the first model's."""
     ratios = times / first
     rng = np.random.default_rng(seed)
     medians = np.median(ratios[rng.integers(0, len(ratios), (RESAMPLES, len(ratios)))], axis=1)

@@ -50,7 +50,7 @@ def test_a_wide_interval_says_how_to_narrow_it(spread: float, rounds: int | None
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_every_position_is_taken_equally_often(count: int) -> None:
-    orders = list(module._orders(count, 12 * count))
+    orders = list(module.orders(count, 12 * count))
     assert all(sorted(order) == list(range(count)) for order in orders)
     for place in range(count):
         assert set(Counter(order[place] for order in orders).values()) == {12}
@@ -98,5 +98,5 @@ def other_input() -> onnx.ModelProto:
 def test_the_interval_covers_the_ratio_of_noisy_times() -> None:
     rng = np.random.default_rng(0)
     first = 1e-3 * rng.lognormal(0, 0.1, 60)
-    row = module._row("m", 0.8 * first * rng.lognormal(0, 0.05, 60), first, 0)
+    row = module.row("m", 0.8 * first * rng.lognormal(0, 0.05, 60), first, 0)
     assert row.ratio_low < 0.8 < row.ratio_high and row.ratio_high - row.ratio_low < 0.1
