@@ -337,13 +337,26 @@ def test_several_inputs_and_a_fixed_batch() -> None:
     ({"a": np.full((11, 2), np.nan, np.float32)}, "holds NaN"),
     ({"a": np.ones((0, 2), np.float32), "b": np.ones((0, 2), np.float32)}, "does not fit"),
     ({"labels": np.zeros(10, int)}, "10 labels for 11 examples"),
-    ({"labels": np.zeros((11, 2), int)}, "one per example"),
+    ({"labels": np.array(3)}, "whole numbers for each example"),
     ({"labels": np.zeros(11)}, "give whole numbers"),
 ])  # fmt: skip
 def test_data_that_does_not_fit(change: dict[str, Any], says: str) -> None:
     given: dict[str, Any] = {name: np.ones((11, 2), np.float32) for name in "ab"} | change
     with pytest.raises(InputError, match=says):
         audit(gate(), {name: array for name, array in given.items() if array is not None})
+
+
+def test_labels_of_a_sequence_are_held_against_its_scores() -> None:
+    """Labels `(N, L)` and scores `(N, L, K)`; an output of another shape is none of theirs."""
+    text = """<ir_version: 9, opset_import: ["": 18]> g (float[n,3,2] x) => (float[n,3,2] z, float[n,2] w)
+      <int64[1] one = {1}> { z = Neg(x)  w = ReduceSum<keepdims = 0>(x, one) }"""
+    x = np.random.default_rng(0).normal(size=(9, 3, 2)).astype(np.float32)
+    model = onnx.parser.parse_model(text)
+    for labels in (x.argmin(2), np.where(np.arange(9)[:, None] < 6, x.argmin(2), x.argmax(2))):
+        found = audit(model, {"x": x, "labels": labels}).accuracy[0]
+        assert found == (x.argmin(2) == labels).mean()
+    assert audit(model, {"x": x, "labels": x.sum(1).argmax(1)}).accuracy[0] == 1.0
+    assert audit(model, {"x": x, "labels": np.zeros((9, 4), int)}).accuracy[0] is None
 
 
 def test_an_input_called_y_is_no_label() -> None:

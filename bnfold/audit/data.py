@@ -112,8 +112,8 @@ def split(arrays: dict[str, Array], names: list[str], where: str) -> tuple[dict[
     rest = {name: array for name, array in arrays.items() if name not in found}
     if len(names) == 1 and names[0] not in rest and len(rest) == 1 and next(iter(rest)) in ALIASES:
         rest = {names[0]: next(iter(rest.values()))}
-    if labels is not None and not (labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)):
-        raise InputError(f"{where}: {found[0]!r} is {labels.dtype} {labels.shape}; give whole numbers, one per example")
+    if labels is not None and not (labels.ndim and np.issubdtype(labels.dtype, np.integer)):
+        raise InputError(f"{where}: {found[0]!r} is {labels.dtype} {labels.shape}; give whole numbers for each example")
     return rest, labels
 
 

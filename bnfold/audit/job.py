@@ -42,16 +42,16 @@ def run(
     if given is not None:
         data = subject.fit(given)
         progress(f"running {data.used} examples")
-        scores = Scores()
+        scores = Scores(data)
         seen = subject.observe(data, scores)
-        drift, before = _drift(seen, data.used), scores.accuracy(data)
+        drift, before = _drift(seen, data.used), scores.accuracy
         found += _found(seen, drift)
         if renew:
             new, names = subject.renewed(data, progress)
-            write, scores = new.save, Scores()
+            write, scores = new.save, Scores(data)
             if data.labels is not None:
                 new.observe(data, scores)
-            after = scores.accuracy(data)
+            after = scores.accuracy
     kept = tuple(finding for finding in found if finding.code not in waived)
     allowed = tuple(finding for finding in found if finding.code in waived)
     return AuditReport(subject.batch_norms, kept, allowed, drift, (before, after), names, write)

@@ -35,24 +35,32 @@ class Seen:
 
 @dataclass
 class Scores:
-    """Predicted classes of the first output that looks like class scores, `(N, K)`, batch by batch."""
+    """Predicted classes of the first output that holds scores for the data's labels `(N, …)`: it is `(N, …, K)`."""
 
+    data: Data
     classes: list[Array] = field(default_factory=list)
 
     def __call__(self, outputs: Outputs) -> None:
         """Take in the outputs of one batch; a row that holds NaN predicts nothing."""
         for array in outputs.values():
-            if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind in "fV":
+            if self._are_scores(array):
                 wide = array.astype(np.float32)
-                self.classes.append(np.where(np.isnan(wide).any(1), -1, np.nan_to_num(wide).argmax(1)))
+                self.classes.append(np.where(np.isnan(wide).any(-1), -1, np.nan_to_num(wide).argmax(-1)))
                 return
 
-    def accuracy(self, data: Data) -> float | None:
-        """The share of right predictions; None without labels or scores."""
+    def _are_scores(self, array: Array) -> bool:
+        labels = self.data.labels
+        if labels is None or array.ndim < 2 or array.dtype.kind not in "fV":
+            return False
+        return array.shape[1:-1] == labels.shape[1:] and array.shape[-1] > 1
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of right predictions; None without labels, or scores for them."""
         found = np.concatenate(self.classes) if self.classes else np.zeros(0)
-        if data.labels is None or len(found) != data.used:
+        if self.data.labels is None or len(found) != self.data.used:
             return None
-        return float(np.mean(found == data.labels[: data.used]))
+        return float(np.mean(found == self.data.labels[: self.data.used]))
 
 
 class Subject(Protocol):

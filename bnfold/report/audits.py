@@ -106,7 +106,7 @@ def _advice(document: Document) -> str | None:
     if not document["recalibrated"]:
         return None
     if before is None or after is None:
-        return "no labels: whether the recalibrated model predicts better is not known"
+        return "no labels that an output has scores for: whether the recalibrated model predicts better is not known"
     if after < before:
         return "recalibration makes the predictions worse: keep the model as it was"
     return "recalibration does not help" if after == before < 1 else None
