@@ -15,7 +15,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from bnfold.derived import Derived, release
-from bnfold.errors import ModelError, one_line
+from bnfold.errors import ModelError, innermost, one_line
 from bnfold.files import check_output, reason, replacing, scratch, target, unwritable
 from bnfold.graph.operators import in_one_domain
 from bnfold.graph.skeleton import check, withdrawn
@@ -186,6 +186,12 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Model:
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        if _holds_map(value.type):
+            raise ModelError(
+                f"{name}: {value.name!r} is or holds a map, and maps are not supported here; export it with tensors, "
+                "by skl2onnx with options={'zipmap': False}"
+            )
     try:
         model = ir.from_proto(proto)
         check_nodes(model)
@@ -206,8 +212,15 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     return standard
 
 
+def _holds_map(kind: onnx.TypeProto) -> bool:
+    which = kind.WhichOneof("value")
+    if which in ("sequence_type", "optional_type"):
+        return _holds_map(getattr(kind, which).elem_type)
+    return bool(which == "map_type")
+
+
 def _invalid(name: str, error: Exception) -> ModelError:
-    why = one_line(str(error).rstrip(". \n"))
+    why = one_line(str(innermost(error)).rstrip(". \n"))
     return ModelError(f"{name}: is not a valid ONNX model: {why}; export it again")
 
 

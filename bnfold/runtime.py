@@ -24,7 +24,7 @@ import onnx_ir as ir
 from bnfold.arrays import Array
 from bnfold.errors import ModelError, ProviderError, one_line
 from bnfold.files import scratch_folder
-from bnfold.io import INLINE_LIMIT, Source, nbytes, save, serialize, tensors
+from bnfold.io import INLINE_LIMIT, Source, nbytes, save, serialize, source_path, tensors
 from bnfold.providers import PROVIDERS, named, short
 
 if TYPE_CHECKING:
@@ -277,7 +277,8 @@ def _content(model: Source, options: Any) -> tuple[str | bytes, tempfile.Tempora
 def _name(model: Source) -> str:
     if isinstance(model, (str, os.PathLike)):
         return os.fspath(model)
-    return "the given model"
+    path = source_path(model) if isinstance(model, ir.Model) else None
+    return "the given model" if path is None else str(path)
 
 
 def _line(error: Exception) -> str:
@@ -285,6 +286,7 @@ def _line(error: Exception) -> str:
     # "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : what happened"
     if text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]
-    # The C++ source location and signature say nothing to a user.
-    text = re.sub(r"^/\S+:\d+ .*?\)(?: const)? (?=[A-Z])", "", text)
+    # The C++ source location and signature say nothing to a user, nor does the file that the caller names anyway.
+    text = re.sub(r"^Load model from .*? failed:", "", text)
+    text = re.sub(r"(?:^|(?<=: ))/\S+:\d+ .*?\)(?: const)? (?=[A-Z])", "", text)
     return one_line(text)

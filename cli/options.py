@@ -55,7 +55,13 @@ def example(*lines: str) -> str:
 
 def output(what: str) -> Option:
     """`-o/--output PATH`; whether it can be written is checked by us, with exit code 4."""
-    return Option("-o", "--output", metavar="PATH", required=True, help=f"Where to write {what}.")
+    return Option("-o", "--output", metavar="PATH", required=True, callback=_given, help=f"Where to write {what}.")
+
+
+def _given(context: click.Context, option: click.Parameter, path: str) -> str:
+    if not path:
+        raise click.BadParameter("give the path of a file", context, option)
+    return path
 
 
 def _screen(as_json: bool, quiet: bool) -> Any:

@@ -199,6 +199,7 @@ USAGE = [
     (("verify", "%G", "%G", "--level", "highest"), "deployed"),
     (("bench",), "MODELS"),
     (("optimize", "%G"), "--output"),
+    (("optimize", "%G", "-o", ""), "give the path of a file"),
     (("verify", "%G", "%G", "--nosuch"), "--nosuch"),
     (("verify", "%G", "%G", "--samples", "0"), "--samples"),
     (("verify", "%G", "%G", "--samples", "many"), "--samples"),

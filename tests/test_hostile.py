@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from tests.conftest import Outcome, conv_bn
 
@@ -25,3 +30,91 @@ def test_a_name_does_nothing_to_a_terminal(bnfold: Bnfold, tmp_path: Path, name:
     proto.graph.node[1].op_type = name
     onnx.save(proto, path)
     assert bnfold("inspect", path).err.removesuffix("\n").isprintable()
+
+
+def _declared_twice(proto: onnx.ModelProto) -> None:
+    proto.graph.node[1].output[0] = proto.graph.node[0].output[0]
+
+
+def _unknown_type(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.elem_type = 99
+
+
+def _long_operator(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].op_type = "Op" + "n" * 100_000
+
+
+def _map_output(proto: onnx.ModelProto) -> None:
+    """As skl2onnx's classifiers end."""
+    value = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])
+    kind = helper.make_sequence_type_proto(helper.make_map_type_proto(onnx.TensorProto.INT64, value))
+    proto.graph.output[0].type.CopyFrom(kind)
+
+
+def _located(entries: dict[str, str]) -> Callable[[onnx.ModelProto], None]:
+    def at(proto: onnx.ModelProto) -> None:
+        weight = proto.graph.initializer[0]
+        weight.ClearField("raw_data")
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in entries.items():
+            weight.external_data.add(key=key, value=value)
+
+    return at
+
+
+MESSAGES = {
+    "declared twice": (_declared_twice, "is redeclared"),
+    "no such type": (_unknown_type, "99 is not a valid DataType"),
+    "a long operator": (_long_operator, "nnn with domain_version"),
+    "a map": (_map_output, "options={'zipmap': False}"),
+    "a negative offset": (_located({"location": "w", "offset": "-8"}), "offset must be non-negative"),
+    "no location": (_located({"location": ""}), "has no file: its location is ''"),
+    "an impossible location": (_located({"location": "a\0b"}), "has no file: its location is 'a\\x00b'"),
+    "a pipe": (_located({"location": "fifo"}), "is at 'fifo', where no regular file is"),
+    "a folder": (_located({"location": "folder"}), "is at 'folder', where no regular file is"),
+    "a circle": (_located({"location": "circle"}), "is at 'circle', where no regular file is"),
+    "nothing there": (_located({"location": "w.bin"}), "put 'w.bin' beside the model"),
+}
+
+
+@pytest.mark.parametrize("case", MESSAGES)
+def test_the_message_says_what_is_wrong(bnfold: Bnfold, tmp_path: Path, case: str) -> None:
+    make, said = MESSAGES[case]
+    proto, path = conv_bn(layers=1), tmp_path / "m.onnx"
+    make(proto)
+    path.write_bytes(proto.SerializeToString())
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "circle").symlink_to("circle")
+    outcome = bnfold("inspect", path)
+    assert outcome.code == 4 and said in outcome.err and str(path) in outcome.err
+    assert len(outcome.err) < 600
+
+
+@pytest.mark.parametrize("rows", [10**11, 10**30, 2])
+def test_a_header_that_claims_more_than_there_is(bnfold: Bnfold, model_file: Path, tmp_path: Path, rows: int) -> None:
+    header, path = io.BytesIO(), tmp_path / "x.npz"
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (rows, 3, 8, 8)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(64))
+    outcome = bnfold("verify", model_file, model_file, "--inputs", path)
+    assert outcome.code == 4 and outcome.err.startswith(f"bnfold: {path}: 'x' is cut short: {rows}×3×8×8")
+
+
+def test_a_model_that_runs_at_no_size_is_not_blamed_on_the_size(bnfold: Bnfold, tmp_path: Path) -> None:
+    proto, path = conv_bn(), tmp_path / "m.onnx"
+    proto.graph.node[0].attribute.add(name="group", type=onnx.AttributeProto.INT, i=2)
+    onnx.save(proto, path)
+    refused = bnfold("verify", path, path).err
+    assert "for one reason" in refused and "Conv" in refused and "--dim" not in refused
+
+
+def test_what_the_runtime_refuses_is_named(bnfold: Bnfold, tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["": 18]>
+        g (float[2, 3] x) => (float[2, 2] y) { y = Transpose <perm = [0, 0]> (x) }"""
+    path = tmp_path / "m.onnx"
+    path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    for words in (("optimize", path, "-o", tmp_path / "new.onnx"), ("verify", path)):
+        outcome = bnfold(*words)
+        assert outcome.code == 4 and outcome.err.startswith(f"bnfold: {path}: ONNX Runtime does not load it on cpu: No")

@@ -44,10 +44,14 @@ def check_external(tensor: ir.ExternalTensor, name: str, path: Path | None) -> N
     if path is None:
         raise ModelError(f"{name} refers to external data in {location!r}; pass the model's path instead")
     what = f"{name}: the external data of tensor {tensor.name!r}"
+    if not location or "\0" in location:
+        raise ModelError(f"{what} has no file: its location is {location!r}; export it again")
     tensor.base_dir = folder = path.absolute().parent
     file = Path(tensor.path)
-    if os.path.isabs(location) or not file.resolve().is_relative_to(folder.resolve()):
+    if os.path.isabs(location) or not _real(file).is_relative_to(_real(folder)):
         raise ModelError(f"{what} is at {location!r}, outside the model's folder; move it into that folder")
+    if os.path.lexists(file) and not file.is_file():
+        raise ModelError(f"{what} is at {location!r}, where no regular file is; put the file itself there")
     if not file.is_file():
         raise ModelError(f"{what} is missing; put {location!r} beside the model")
     status = file.stat()
@@ -58,6 +62,11 @@ def check_external(tensor: ir.ExternalTensor, name: str, path: Path | None) -> N
     if status.st_nlink > 1 and tensor.nbytes:
         # onnx_ir refuses to map such a file, since the link may lead out of the folder.
         raise ModelError(f"{what} is in {location!r}, which has several hard links; make a plain copy of it")
+
+
+def _real(path: Path) -> Path:
+    """Where symbolic links lead, even in a circle; `Path.resolve` raises there before Python 3.13."""
+    return Path(os.path.realpath(path))
 
 
 def nbytes(tensor: ir.TensorProtocol) -> int:

@@ -61,22 +61,27 @@ def _first(
     model: ir.Model, batch: Sequence[str], rest: Sequence[str], fixed: Dims, attempt: Attempt
 ) -> tuple[Dims, Sequence[str]]:
     """The first candidate that runs, and which of its dimensions may take other sizes."""
-    best, most, problem = None, -1.0, "they are too large"
+    best, most = None, -1.0
+    problems: list[str] = []
     for sizes, scaled in _candidates(model, batch, rest):
         case = {**sizes, **fixed}
         if math.prod(case.values()) > LARGEST:
             continue
         share = attempt(case)
         if isinstance(share, str):
-            problem = share
+            problems.append(share)
         elif share > most:
             best, most = (case, scaled), share
         if most == 1.0:
             break
     if best is not None:
         return best
-    free = (*batch, *rest)
-    raise InputError(f"no size tried for {', '.join(free)} runs; give dims, e.g. {free[0]}=…. Last: {problem}")
+    keys = (*batch, *rest)
+    free = ", ".join(keys)
+    if len(problems) > 1 and len(set(problems)) == 1:
+        raise InputError(f"no size tried for {free} runs, all for one reason: {problems[0]}; repair the model")
+    last = problems[-1] if problems else "they are too large"
+    raise InputError(f"no size tried for {free} runs; give one that does, as --dim {keys[0]}=…. Last: {last}")
 
 
 def _candidates(model: ir.Model, batch: Sequence[str], rest: Sequence[str]) -> Iterator[tuple[Dims, Sequence[str]]]:
