@@ -33,6 +33,7 @@ from bnfold.serve import metrics as exposition
 from bnfold.serve.app import stopped
 from bnfold.serve.errors import INTERNAL, Refused, overloaded
 from bnfold.serve.machine import cores
+from bnfold.serve.memory import Budget, Trimmer, trim
 from bnfold.serve.replica import APPLICATION, DEPLOYMENT, Replica, ask
 from bnfold.serve.repository import repository
 from bnfold.serve.security import authorize, read_token
@@ -67,7 +68,8 @@ def run(settings: Settings) -> int:
         place = bind(settings.host, settings.metrics_port)
         try:
             settings = _join(settings)
-            fleet = Fleet(_deploy(settings), read_token(settings.token_file))
+            budget = Budget(settings.max_pending, freed=Trimmer(trim).freed)
+            fleet = Fleet(_deploy(settings), read_token(settings.token_file), budget)
             with asyncio.Runner(loop_factory=listeners.event_loop()) as runner:
                 runner.run(_serve(fleet, settings, place))
         finally:
@@ -84,9 +86,17 @@ class Fleet:
 
     handle: Any  # a DeploymentHandle of the replicas
     token: bytes | None
+    budget: Budget
 
     async def call(self, method: str, data: bytes, remaining: float | None) -> bytes:
         """Have one replica answer a call; raises `Refused`."""
+        self.budget.take(len(data))
+        try:
+            return await self._hand_on(method, data, remaining)
+        finally:
+            self.budget.give_back(len(data))
+
+    async def _hand_on(self, method: str, data: bytes, remaining: float | None) -> bytes:
         asked = self.handle.call.remote(method, data, remaining)
         try:
             status, answer = await asked

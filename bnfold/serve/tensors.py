@@ -144,7 +144,8 @@ def _doubles(flat: list[Any]) -> Array | None:
     """The values of a list that holds floats and nothing else, None for any other list.
 
     marshal writes a float as its tag and eight bytes, so that one pass in C checks the types and copies the values: a
-    third of what a set of the types and numpy's own reading of the list take.
+    third of what a set of the types and numpy's own reading of the list take. The tags stand where they should only if
+    everything before them was a float, so nothing else can pass for one.
     """
     if not flat or type(flat[0]) is not float or type(flat[-1]) is not float:
         return None

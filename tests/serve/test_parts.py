@@ -81,6 +81,24 @@ def test_any_json_is_a_tensor_or_refused(data: Any) -> None:
         assert array.shape == (2, 1) and array.dtype == tensors.DTYPES[name]
 
 
+@pytest.mark.parametrize("other", [True, None, "gggg", "g" * 13, [1.0], [], {}, [[1.0]] * 9])
+def test_nothing_passes_for_a_float_among_floats(other: Any) -> None:
+    """Texts of four letters are, as marshal writes them, as long as a float."""
+    with pytest.raises(Refused, match=r"is no FP32"):
+        tensors.from_json("x", "FP32", (3,), [1.0, other, 2.0])
+    with pytest.raises(Refused):
+        tensors.from_json("x", "FP32", (3,), [other, 1.0, 2.0])
+    np.testing.assert_array_equal(tensors.from_json("x", "FP64", (3,), [1.0, 2, 3.5]), [1.0, 2.0, 3.5])
+
+
+def test_a_list_too_deep_for_any_tensor_is_refused() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(Refused, match="is no FP32"):
+        tensors.from_json("x", "FP32", (3,), [1.0, deep, 2.0])
+
+
 def test_a_huge_shape_reserves_nothing() -> None:
     for name in ("FP32", "BYTES"):
         with pytest.raises(Refused):
