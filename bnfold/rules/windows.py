@@ -112,7 +112,7 @@ def _resize(op: Op) -> Guard | Refusal:
         return Refusal(Reason.UNKNOWN_SHAPE)
     axes = [axis % len(before) for axis in op.attr("axes") or range(len(before))]
     way = op.attr("coordinate_transformation_mode", "half_pixel")
-    slot = 1 if op.type == "Upsample" or op.opset < 11 else 2
+    slot = 1 if op.opset < 11 else 2
     roi = op.const(1)
     scales = np.asarray(op.attr("scales")) if "scales" in op.node.attributes else op.const(slot)
     mixed = set(axes)

@@ -42,6 +42,8 @@ CASES = (
     _hoist("Mul, scale to either",
            "d = Mul(a, e)  y = BN0(d, A.4)", "Mul", _JOINED_READ, twin_after="Conv Conv Mul Mul"),
     _hoist("Mul, shift left behind", "d = Mul(a, e)  y = BN(d, A.4)", "Mul Add", _JOINED_READ, "graph-output"),
+    _hoist("Mul, BN in front of no image's convolution", "d = Mul(a, e)  b = BN(d, A.4)  y = Sigmoid(b)",
+           "Mul Add Sigmoid", {"Sigmoid(b)": "Conv <pads = [1,1,1,1]> (b, u[2,4,3,3])"}, "padding", exact=False),
     _hoist("Mul by a variable", "f = Sigmoid(e)  d = Mul(f, a)  y = BN0(d, A.4)", "Sigmoid Mul", _JOINED_READ,
            twin_after="Conv Conv Sigmoid Mul Mul", exact=False),
     _hoist("Div, scale to the numerator", "f = Exp(e)  d = Div(a, f)  y = BN0(d, A.4)", "Exp Div",
