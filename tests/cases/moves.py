@@ -65,6 +65,16 @@ CASES = (
            _MOVED_READ, "graph-output"),
     _hoist("SpaceToDepth of one scale", "d = SpaceToDepth <blocksize = 2> (a)  y = BN1(d, A.16)", "SpaceToDepth",
            {"BN1": "BN"}, "axis"),
+    case("MatMul, Transpose that reverses, Mul",
+         "(T[N,4] x) => (T[c,n] y) { a = MatMul(x, w[4,3])  d = Transpose(a)  y = Mul(d, s[3,1]) }", "MatMul Transpose",
+         twin={"Transpose(a)": "Transpose <perm = [0,1]> (a)", "T[N,4]": "T[3,4]"}, left="MatMul Transpose Mul"),
+    case("BN, Split of an unknown number of rows, Convs",
+         "(T[N,4,H,8] x) => (T[n,c,h,w] y, T[m,b,g,v] z) { a = BN(x, A.4)  d, e = Split <axis = 2> (a, {1, 1})"
+         "  y = Conv(d, w[2,4,1,1])  z = Conv(e, u[2,4,1,1]) }", "Split Conv Conv", "sink",
+         twin={"Conv(d": "Conv <pads = [1,1,1,1]> (d"}, kept="padding"),
+    case("Conv, Split with a part that nobody reads, BN",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv(x, w[6,3,1,1])  d, e = Split <axis = 1> (a, {4, 2})"
+         "  y = BN(d, A.4) }", "Conv Split", "hoist", twin={"=> (T": "=> (T[i,j,k,l] a, T"}, kept="graph-output"),
     case("Conv, DepthToSpace DCR to two channels, BN",
          "(T[2,3,4,4] x) => (T[n,c,h,w] y) { a = Conv(x, w[8,3,1,1])  d = DepthToSpace <blocksize = 2> (a)"
          "  y = BN(d, A.2) }", "Conv DepthToSpace", "hoist", twin=_MOVED_READ, kept="graph-output"),
