@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -199,6 +200,7 @@ def _join(settings: Settings) -> Settings:
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     cpus = _cpus(settings)
+    ours = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"configure_logging": True, "logging_level": logging.ERROR, "log_to_driver": True}
     try:
         if "RAY_ADDRESS" in os.environ:
@@ -209,6 +211,11 @@ def _join(settings: Settings) -> Settings:
                      **quiet)  # fmt: skip
     except (OSError, RuntimeError, ConnectionError, RayError) as error:
         raise ClusterError(f"Ray can't be started or joined: {error}") from error
+    except SystemExit:  # Ray's handler of SIGTERM
+        if callable(ours):
+            ours(signal.SIGTERM, None)
+        raise
+    signal.signal(signal.SIGTERM, ours)
     room = int(ray.cluster_resources().get("CPU", 1)) // cpus  # type: ignore[no-untyped-call]
     return replace(settings, max_replicas=settings.max_replicas or max(settings.min_replicas, room))
 
