@@ -18,7 +18,7 @@ CURVES = ("Erf", "Tanh")
 
 def fused(op: Op) -> Refusal | None:
     """Refuse a multiplication or addition by a constant that belongs to an activation or a normalization."""
-    if op.type not in ("Mul", "Add", "Div") or len(op.node.inputs) != 2:
+    if op.type not in ("Mul", "Add", "Div"):
         return None
     gelu = _halves(op.node) or _scales(op.node) or _gate(op.output())
     whole = "GELU" if gelu else "layer normalization" if _rescales(op.node) else None

@@ -115,6 +115,15 @@ CASES = (
          "  v = MatMul(x, w[3,4])  b = Add(v, k[4])"
          "  a = MatMul(p, b)  y = Add(a, t[4]) }", "Softmax Transpose MatMul MatMul Add", twin={"axis = 1": "axis = 2"},
          exact=False, left="Softmax Transpose MatMul Add MatMul Add"),
+    case("attention into a Conv",
+         "(T[N,5,5] s, T[N,3,5] x) => (T[n,t,c] y) { p = Softmax <axis = -1> (s)  b = Conv(x, w[4,3,1])"
+         "  v = Transpose <perm = [0,2,1]> (b)  a = MatMul(p, v)  y = Add(a, t[4]) }", "Softmax Conv Transpose MatMul",
+         twin={"axis = -1": "axis = 1"}, left="Softmax Conv Transpose MatMul Add", exact=False),
+    case("attention by Einsum over as many",
+         "(T[N,2,5,5] s, T[N,2,5,3] x) => (T[n,h,t,c] y) { p = Softmax <axis = -1> (s)  v = MatMul(x, w[3,4])"
+         '  b = Add(v, k[4])  a = Einsum <equation = "bhij,bhjd->bhid"> (p, b)  y = Add(a, t[4]) }',
+         "Softmax MatMul Einsum Add", twin={"T[N,2,5,5] s": "T[N,2,5,1] s"}, exact=False,
+         left="Softmax MatMul Add Einsum Add"),
     case("attention through an Identity", _ATTENTION.replace("p = S", "q = S") + "p = Identity(q)"
          "  v = MatMul(x, w[3,4])  b = Add(v, k[4])  a = MatMul(p, b)  y = Add(a, t[4]) }",
          "Softmax Identity MatMul MatMul Add", twin={"Identity": "Neg"}, left="Softmax Neg MatMul Add MatMul Add",
