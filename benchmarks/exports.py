@@ -31,7 +31,7 @@ def main() -> None:
             save_file({key: tensor.contiguous() for key, tensor in module.state_dict().items()}, weights.name)
             for exporter in ("dynamo", "torchscript"):
                 model = bnfold.export(f"timm:{name}", weights=weights.name, inputs="1x3x64x64", exporter=exporter)
-                done = bnfold.optimize(model)
+                done = bnfold.optimize(model, simplify="never")
                 assert done.verdict is not None and done.verdict.status == "pass", (name, done.verdict)
                 total = done.report.folded + done.report.kept
                 cells = (name, exporter, done.nodes_before, total, done.report.folded, done.nodes_after)
