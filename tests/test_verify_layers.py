@@ -22,7 +22,7 @@ from bnfold.io import load
 from bnfold.verify import certificate, verify
 from bnfold.verify.bisection import bisect
 from bnfold.verify.layererror import measure
-from bnfold.verify.local import Local
+from bnfold.verify.local import Local, perturbed
 from bnfold.verify.magnitude import Bounded, bounded, gamma
 from bnfold.verify.recompute import recompute
 from bnfold.verify.reference import Evaluator
@@ -311,6 +311,29 @@ def test_a_channel_of_few_elements_may_round_to_nothing_by_luck() -> None:
         return measure(found, y[part], (y + error)[part], unit, 1).channel
 
     assert ratio(2) == pytest.approx(6 / 16) and ratio(64) == pytest.approx(6 / 4)
+
+
+def test_a_channel_in_which_few_elements_are_alive_is_one_of_few() -> None:
+    """Behind a ReLU only they round; the others are zero in all three."""
+    unit, y, error = 2.0**-24, np.zeros((1, 1, 64)), np.zeros((1, 1, 64))
+    y[..., :2] = 1.0
+    error[..., :2] = unit
+    found = Bounded(y, y, 576, True)
+    assert measure(found, y + error, y + 6 * error, unit, 1).channel == pytest.approx(6 / 16)
+    dense = Bounded(y + 1.0, y + 1.0, 576, True)
+    assert measure(dense, dense.y + unit, dense.y + 6 * unit, unit, 1).channel > 1.0
+    empty = Bounded(y[..., :0], y[..., :0], 576, True)
+    assert measure(empty, empty.y, empty.y, unit, 1).ratio == 0.0
+
+
+def test_where_magnitudes_are_not_followed_perturbed_weights_tell_them() -> None:
+    """A sine after many turns is nearly zero: |y| says nothing of what rounding the weights does to it."""
+    made = load(model("(float[1,2] x) => (float[1,2] y) { a = MatMul (x, w)  y = Sin (a) }", w=normal(2, 2)))
+    feeds = {"x": np.linalg.solve(normal(2, 2).astype(np.float64).T, np.full(2, 1000.0 * np.pi))[None]}
+    found = bounded(Evaluator(made), feeds)
+    assert not found.traced and (found.m < 1e-5).all()
+    assert (perturbed(found, made, feeds).m > 1.0).all()
+
 
 
 def test_what_is_as_good_as_zero_is_no_fault() -> None:

@@ -6,13 +6,12 @@ optimizations, and M the magnitude of what is summed (`magnitude`),
     RMS(c − y) ≤ τ·max(RMS(o − y), u·RMS(M), η)        |c − y| ≤ 16·max(u·M, RMS_channel(o − y), η)
 
 and |c − y| > γ_{K+8}·M + η is PROVEN no rounding of K sums; η is as good as zero in the layer's type. τ is 4 for a
-channel of 64 elements and more and grows to 16 as fewer are pooled, as for outputs (`compare`): a channel of one
-element is held to what an element is.
+channel in which 64 elements and more carry the noise and grows to 16 as fewer do, as for outputs (`compare`): a channel
+of one element is held to what an element is.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +47,8 @@ def measure(found: Bounded, o: Array, c: Array, unit: float, axis: int) -> Local
     y, m = found.y, found.m
     if c.shape != o.shape or y.shape != o.shape:
         return _unlike(f"shape {list(c.shape)} instead of {list(o.shape)}")
+    if y.size == 0:
+        return LocalMeasure(0.0, 0.0, 0.0)
     least = underflow(o.dtype)
     o, c = o.astype(np.float64), c.astype(np.float64)
     finite = np.isfinite(o) & np.isfinite(y) & np.isfinite(m)
@@ -58,11 +59,21 @@ def measure(found: Bounded, o: Array, c: Array, unit: float, axis: int) -> Local
     axis = axis % y.ndim if y.ndim > 1 else 0
     others = tuple(n for n in range(y.ndim) if n != axis)
     rms_error, rms_noise, rms_m = (np.sqrt((v * v).mean(axis=others, keepdims=True)) for v in (error, noise, m))
-    pooled = math.prod(y.shape[n] for n in others)
-    channel = _over(rms_error, tau(pooled) * np.maximum(np.maximum(rms_noise, unit * rms_m), least))
+    channel = _over(rms_error, _tau(noise, others) * np.maximum(np.maximum(rms_noise, unit * rms_m), least))
     element = _over(error, ELEMENT * np.maximum(np.maximum(unit * m, rms_noise), least))
     proof = _over(error, gamma(found.k + EXTRA_TERMS, unit) * m + least) if found.proves else 0.0
     return LocalMeasure(channel, element, proof)
+
+
+def _tau(noise: Array, others: tuple[int, ...]) -> Array:
+    """Return τ of each channel by how many of its elements carry the noise: behind a ReLU it may be two of them.
+
+    (Σq)²/Σq² is n for n equal squares, and n/3 for those of normal noise.
+    """
+    peak = noise.max(axis=others, keepdims=True)
+    q = np.where(peak > 0.0, noise / np.where(peak > 0.0, peak, 1.0), 1.0) ** 2
+    carrying = 3.0 * q.sum(axis=others, keepdims=True) ** 2 / (q**2).sum(axis=others, keepdims=True)
+    return np.asarray(np.vectorize(tau, otypes=[float])(carrying))
 
 
 def _over(error: Array, limit: Array) -> float:

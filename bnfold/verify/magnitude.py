@@ -45,12 +45,16 @@ SUMS = ("Add", "Sub", "Sum")
 
 @dataclass(frozen=True)
 class Bounded:
-    """`y` in float64 with its magnitudes `m` and the number of terms `k`; `proves` where γ_K·M bounds the error."""
+    """`y` in float64 with its magnitudes `m` and the number of terms `k`; `proves` where γ_K·M bounds the error.
+
+    `traced` says that M was followed through every operator; else it is |y| somewhere, which may be too small.
+    """
 
     y: Array
     m: Array
     k: int
     proves: bool
+    traced: bool = True
 
 
 @dataclass
@@ -60,6 +64,7 @@ class _Ledger:
     known: dict[ir.Value, Array] = field(default_factory=dict)
     terms: int = 0
     proves: bool = True
+    traced: bool = True
 
     def __call__(self, node: ir.Node, inputs: Sequence[Any], results: Sequence[Any]) -> None:
         exact = [None if r is None else np.abs(r) if is_float(r) else r for r in results]
@@ -68,7 +73,7 @@ class _Ledger:
         mags = [self._of(v, x) for v, x in zip(node.inputs, inputs, strict=True)]
         found = self._through(node, inputs, mags, results)
         if found is None:
-            self.proves = False
+            self.proves = self.traced = False
             return
         self.terms += _terms(node, inputs)
         for value, m, least in zip(node.outputs, found, exact, strict=False):
@@ -114,7 +119,7 @@ def bounded(evaluator: Evaluator, feeds: Mapping[str, Array]) -> Bounded:
     value = evaluator.model.graph.outputs[0]
     y = result[str(value.name)]
     m = ledger.known.get(value, np.abs(y) if is_float(y) else y)
-    return Bounded(y, m, ledger.terms, ledger.proves)
+    return Bounded(y, m, ledger.terms, ledger.proves, ledger.traced)
 
 
 def gamma(k: int, unit: float) -> float:
