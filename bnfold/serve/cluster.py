@@ -29,6 +29,7 @@ from starlette.routing import Route
 
 from bnfold import __version__
 from bnfold.errors import BnfoldError, ModelError, UsageError
+from bnfold.providers import named
 from bnfold.serve import http, listeners, log
 from bnfold.serve import metrics as exposition
 from bnfold.serve.app import stopped
@@ -241,7 +242,7 @@ def _deploy(settings: Settings) -> Any:
     deployment: Any = serve.deployment(
         serve.ingress()(Replica),
         name=DEPLOYMENT,
-        ray_actor_options={"num_cpus": _cpus(settings), "num_gpus": int(settings.provider.lower() != "cpu")},
+        ray_actor_options={"num_cpus": _cpus(settings), "num_gpus": int(not named(settings.provider).on_cpu)},
         max_ongoing_requests=settings.max_connections,
         graceful_shutdown_timeout_s=settings.drain,
         logging_config=_QUIET,
