@@ -169,7 +169,6 @@ def _complemented(
 
 
 def _inverted(array: Array, where: npt.NDArray[np.bool_], dtype: ir.DataType) -> ir.TensorProtocol:
-    """Complement every bit of the integers in `where`."""
-    ones = -1 if dtype.is_signed() else (1 << dtype.bitwidth) - 1
+    """Complement every bit of the integers in `where`; the type keeps as many of them as it has."""
     wide = array.astype(np.int64)
-    return ir.tensor(np.where(where, ones - wide, wide).astype(dtype.numpy()), dtype=dtype)
+    return ir.tensor(np.where(where, ~wide, wide).astype(dtype.numpy()), dtype=dtype)
