@@ -366,6 +366,15 @@ def test_the_first_mismatch_ends_it_unless_all_is_asked_for() -> None:
     assert set(first.reasons) < set(whole.reasons)
 
 
+def test_nothing_acquits_a_layer_whose_constants_are_wrong() -> None:
+    """The layers behind it may hide a small fault; its own weights don't."""
+    original = nets.residual(1)
+    faulty = nets.fold(original, fault="epsilon outside the root", where=1, seed=1)
+    verdict = verify(original, faulty, seed=1, keep_going=True)
+    assert [x["output"] for x in verdict.layers if x["status"] == "mismatch"] == ["batchnormalization4"]
+    assert [x.name for x in bisect(original, faulty, seed=1, method="local").layers] == ["batchnormalization4"]
+
+
 # --- Bisection.
 
 

@@ -148,8 +148,9 @@ def bisect(
         return Bisection("inconclusive", method or "local", reasons=tuple(broken))
     say("matching the layers")
     trusted = certificate.trusts_names(original, changed)
-    windows, _ = certificate.cut(original, changed, trusted=trusted)
-    work = _Work(windows, reference, provider, seed, say)
+    windows, layers = certificate.cut(original, changed, trusted=trusted)
+    refuted = {name for name, layer in layers.items() if layer is not None and layer.ratio > 1.0}
+    work = _Work(windows, reference, provider, seed, say, refuted)
     try:
         with abreast.one_core_products(io.nbytes(original)):
             return work.run(work.draw(inputs, samples, dims), method or ("local" if trusted else "splice"))
@@ -164,6 +165,7 @@ class _Work:
     provider: str
     seed: int
     say: Callable[[str], None]
+    refuted: set[str]
 
     def __post_init__(self) -> None:
         self.side = OnnxReference(self.windows.models[0], self.source)
@@ -221,7 +223,7 @@ class _Work:
     def local(self, drawn: Sequence[Sample], method: Method, runs: int) -> Bisection:
         """Compare every changed layer on the reference's own activations."""
         self.say("comparing layer by layer")
-        local = Local(self.windows, (self.provider,), self.side.unit)
+        local = Local(self.windows, (self.provider,), self.side.unit, refuted=self.refuted)
         evaluator = Evaluator(self.windows.models[0])
         for sample in drawn:
             local.run(evaluator, sample)

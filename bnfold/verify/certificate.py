@@ -53,6 +53,11 @@ class Certificate:
         return sum(layer.ratio <= 1.0 for layer in self.layers)
 
     @property
+    def refuted(self) -> set[str]:
+        """The names of the layers whose constants are not what the original makes them."""
+        return {layer.name for layer in self.layers if layer.ratio > 1.0}
+
+    @property
     def worst(self) -> Recomputed | None:
         """The layer whose worst-case difference over |x| ≤ 1 is largest."""
         return max(self.layers, key=lambda layer: layer.slope + layer.offset, default=None)

@@ -108,7 +108,7 @@ class Gate:
         self.doubts += map(inconclusive, not_a_number(self.model))
         evaluated = found.windows.models[0]
         side = OnnxReference(evaluated, self.reference)
-        self.local = Local(found.windows, self.options.providers, side.unit)
+        self.local = Local(found.windows, self.options.providers, side.unit, refuted=found.refuted)
         return side
 
     def measured(self, side: Reference, exact: Exact) -> None:

@@ -7,7 +7,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -106,7 +106,8 @@ class Layer:
 class Local:
     """The check of all changed windows on some samples; `unit` is the coarser unit roundoff of storage and compute.
 
-    `only` names the windows to check instead, `keep` keeps the inputs of the worst sample of each.
+    `only` names the windows to check instead, `keep` keeps the inputs of the worst sample of each. `refuted` are those
+    whose constants are known to be wrong, so that nothing acquits them.
     """
 
     windows: Windows
@@ -114,6 +115,7 @@ class Local:
     unit: float
     only: Iterable[str] | None = None
     keep: bool = False
+    refuted: Collection[str] = ()
 
     def __post_init__(self) -> None:
         wanted = None if self.only is None else set(self.only)
@@ -155,7 +157,7 @@ class Local:
             doubted |= further
         guilty = {text for layer in worse for text in layer.window.candidate.labels}
         for layer in accused:
-            layer.acquitted = not guilty & {*layer.window.candidate.labels}
+            layer.acquitted = layer.name not in self.refuted and not guilty & {*layer.window.candidate.labels}
         return [layer for layer in accused if not layer.acquitted]
 
     def reported(self) -> list[Layer]:
