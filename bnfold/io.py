@@ -17,9 +17,9 @@ from google.protobuf.message import DecodeError
 from bnfold.derived import Derived, release
 from bnfold.errors import ModelError, innermost, one_line
 from bnfold.files import check_output, reason, replacing, scratch, target, unwritable
-from bnfold.graph.operators import in_one_domain
+from bnfold.graph.operators import bodies, in_one_domain
 from bnfold.graph.skeleton import check, withdrawn
-from bnfold.graph.soundness import check_external, check_nodes, check_stored
+from bnfold.graph.soundness import check_external, check_functions, check_nodes, check_stored
 from bnfold.graph.soundness import nbytes as size
 
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
@@ -85,11 +85,8 @@ def _held(graph: ir.Graph | ir.Function) -> Iterator[ir.TensorProtocol]:
                 yield attr.as_tensor()
             elif attr.type == ir.AttributeType.TENSORS:
                 yield from attr.as_tensors()
-            elif attr.type == ir.AttributeType.GRAPH:
-                yield from _held(attr.as_graph())
-            elif attr.type == ir.AttributeType.GRAPHS:
-                for body in attr.as_graphs():
-                    yield from _held(body)
+        for body in bodies(node):
+            yield from _held(body)
 
 
 def nbytes(model: ir.Model) -> int:
@@ -195,6 +192,7 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     try:
         model = ir.from_proto(proto)
         check_nodes(model)
+        check_functions(model, name)
         for tensor in tensors(model):
             if isinstance(tensor, ir.ExternalTensor):
                 check_external(tensor, name, path)

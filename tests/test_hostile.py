@@ -118,3 +118,22 @@ def test_what_the_runtime_refuses_is_named(bnfold: Bnfold, tmp_path: Path) -> No
     for words in (("optimize", path, "-o", tmp_path / "new.onnx"), ("verify", path)):
         outcome = bnfold(*words)
         assert outcome.code == 4 and outcome.err.startswith(f"bnfold: {path}: ONNX Runtime does not load it on cpu: No")
+
+
+@pytest.mark.parametrize(("levels", "code"), [(3, 0), (40, 4)])
+def test_functions_that_call_each_other_twice(bnfold: Bnfold, tmp_path: Path, levels: int, code: int) -> None:
+    """40 of them would be 2^40 nodes."""
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("f", 1)]
+    functions = []
+    for level in range(levels):
+        called, domain = (f"F{level - 1}", "f") if level else ("Relu", "")
+        nodes = [helper.make_node(called, [x], [y], domain=domain) for x, y in (("x", "a"), ("a", "y"))]
+        functions.append(helper.make_function("f", f"F{level}", ["x"], ["y"], nodes, opsets))
+    proto, path = conv_bn(layers=1), tmp_path / "m.onnx"
+    proto.graph.node[2].op_type, proto.graph.node[2].domain = f"F{levels - 1}", "f"
+    proto.functions.extend(functions)
+    proto.opset_import.append(opsets[1])
+    onnx.save(proto, path)
+    outcome = bnfold("inspect", path)
+    assert outcome.code == code
+    assert ("would be inlined more than 10,000 times" in outcome.err) == bool(code)

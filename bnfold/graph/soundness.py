@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,33 @@ import onnx_ir as ir
 
 from bnfold.errors import ModelError
 from bnfold.graph.operators import bodies
+
+# A few functions that each call the next twice are a model of billions of nodes, to us and to ONNX Runtime.
+MOST_CALLS = 10_000
+
+
+def check_functions(model: ir.Model, name: str) -> None:
+    """Raise `ModelError` for a function that would be inlined more than `MOST_CALLS` times."""
+    functions = model.functions
+
+    def calls(nodes: Iterator[ir.Node]) -> Counter[ir.OperatorIdentifier]:
+        return Counter(found for node in nodes if (found := node.op_identifier()) in functions)
+
+    within = {identifier: calls(function.all_nodes()) for identifier, function in functions.items()}
+    level, total = calls(model.graph.all_nodes()), Counter[ir.OperatorIdentifier]()
+    for _ in functions:  # no chain of calls is longer, unless it is a circle, which is not inlined
+        total.update(level)
+        for called in level:
+            if total[called] > MOST_CALLS:
+                label = "::".join(called[:2])
+                raise ModelError(
+                    f"{name}: function {label} would be inlined more than {MOST_CALLS:,} times; export it flat"
+                )
+        deeper = Counter[ir.OperatorIdentifier]()
+        for caller, times in level.items():
+            for called, inside in within[caller].items():
+                deeper[called] += times * inside
+        level = deeper
 
 
 def check_nodes(model: ir.Model) -> None:
