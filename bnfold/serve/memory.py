@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from bnfold.serve.errors import overloaded
 
 # So many bytes of requests later, and so many seconds, what they took is given back to the system.
-_MUCH, _LATER_S = 64 << 20, 2.0
+_MUCH, _LATER_S = 8 << 20, 2.0
 
 
 @dataclass
@@ -50,17 +50,16 @@ class Trimmer:
         self._freed += size
         if self._freed >= _MUCH and self._due is None:
             loop = asyncio.get_running_loop()
-            self._due = loop.call_later(_LATER_S, lambda: loop.run_in_executor(None, self._run))
-            self._freed = 0
+            self._due = loop.call_later(_LATER_S, self._start, loop)
 
     def close(self) -> None:
         """Trim no more."""
         if self._due is not None:
             self._due.cancel()
 
-    def _run(self) -> None:
-        self.trim()
-        self._due = None
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._freed, self._due = 0, None
+        loop.run_in_executor(None, self.trim)
 
 
 def trim() -> None:

@@ -211,7 +211,7 @@ def test_memory_goes_back_to_the_system_once_it_was_much(monkeypatch: pytest.Mon
     async def story() -> None:
         trimmer = memory.Trimmer(lambda: trimmed.append(1))
         budget = memory.Budget(100 << 20, freed=trimmer.freed)
-        for sizes, times in (([1, 30 << 20, 30 << 20], 0), ([10 << 20, 90 << 20, 1], 1), ([90 << 20], 2)):
+        for sizes, times in (([1, 3 << 20, 3 << 20], 0), ([3 << 20, 90 << 20, 1], 1), ([90 << 20], 2)):
             for size in sizes:
                 budget.take(size)
                 budget.give_back(size)

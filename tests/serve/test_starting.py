@@ -152,7 +152,8 @@ def test_counters_are_the_clients(launch: Launch, tmp_path: Path) -> None:
 
 def test_serving_needs_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A plain install has no gRPC: one line says what to install, from the supervised worker too."""
-    monkeypatch.delitem(sys.modules, "bnfold.serve.app", raising=False)
+    for module in ("app", "listeners", "grpc"):
+        monkeypatch.delitem(sys.modules, f"bnfold.serve.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "grpc", None)
     with pytest.raises(UsageError, match=r'serving needs grpc: pip install "bnfold\[serve\]"'):
         serve(Settings(zoo.write(zoo.times(2.0), tmp_path)))
