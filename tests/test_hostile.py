@@ -137,3 +137,44 @@ def test_functions_that_call_each_other_twice(bnfold: Bnfold, tmp_path: Path, le
     outcome = bnfold("inspect", path)
     assert outcome.code == code
     assert ("would be inlined more than 10,000 times" in outcome.err) == bool(code)
+
+
+@pytest.mark.parametrize(
+    ("opset", "changed", "kind", "folded"),
+    [
+        (18, ["gamma0"], "int64", 0),
+        (18, ["gamma0"], "float64", 0),
+        (18, ["gamma0", "beta0"], "float64", 1),
+        (18, ["var0"], "float64", 0),
+        (14, ["mean0", "var0"], "float64", 1),
+        (14, ["gamma0", "beta0"], "float64", 0),
+        (13, ["mean0", "var0"], "float64", 0),
+        (13, [], "", 1),
+    ],
+)
+def test_statistics_of_another_type(
+    bnfold: Bnfold, tmp_path: Path, opset: int, changed: list[str], kind: str, folded: int
+) -> None:
+    """Gamma and beta are of one type, mean and variance of one; before opset 14 there is one for all."""
+    proto, path = conv_bn(layers=1), tmp_path / "m.onnx"
+    proto.opset_import[0].version = opset
+    for tensor in proto.graph.initializer:
+        if tensor.name in changed:
+            array = onnx.numpy_helper.to_array(tensor).astype(kind)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(proto, path)
+    found = json.loads(bnfold("inspect", path, "--json").out)
+    assert found["folded"] == folded
+    assert folded or found["batch_norms"][0]["reason"] == "malformed"
+
+
+def test_a_quantized_activation_says_when_to_fold(bnfold: Bnfold, tmp_path: Path) -> None:
+    proto, path = conv_bn(layers=1), tmp_path / "m.onnx"
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.1), "step"))
+    proto.graph.node.pop()
+    proto.graph.node[1].input[0], proto.graph.node[1].output[0] = "d", "y"
+    proto.graph.node.insert(1, helper.make_node("QuantizeLinear", ["c0", "step"], ["q"]))
+    proto.graph.node.insert(2, helper.make_node("DequantizeLinear", ["q", "step"], ["d"]))
+    onnx.save(proto, path)
+    found = json.loads(bnfold("inspect", path, "--json").out)["batch_norms"][0]
+    assert found["detail"].startswith("the value is quantized here (") and "fold before quantizing" in found["detail"]

@@ -262,8 +262,7 @@ def _judge(
     rule = rule_for(op)
     law = getattr(rule, judgement, None)
     if law is None:
-        detail = f"no law for {op.node.domain or 'ai.onnx'}::{op.node.op_type}"
-        return Refusal(Reason.BARRIER, detail=detail).on(op.output())
+        return Refusal(Reason.BARRIER, detail=_without_law(op.node)).on(op.output())
     try:
         outcome: Outcome | list[Step] = law(op, facts)
     except FAULTS as error:
@@ -284,3 +283,9 @@ def _take(walk: Walk, op: Op, step: Step) -> None:
             node = next(iter(node.outputs[0].uses())).node
     if step.absorbs:
         walk.absorbers.append(op.node)
+
+
+def _without_law(node: ir.Node) -> str:
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") and not node.domain:
+        return f"the value is quantized here ({node.op_type}); fold before quantizing"
+    return f"no law for {node.domain or 'ai.onnx'}::{node.op_type}"

@@ -10,13 +10,16 @@ a larger shape: axes are compared, never sizes alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from bnfold.affine import Affine, along, ranked
 from bnfold.arrays import Float64
-from bnfold.graph import BATCH_NORM, Op, is_floating, overridable
+from bnfold.derived import foldable_dtype
+from bnfold.graph import BATCH_NORM, Op, dtype, is_floating, overridable
 from bnfold.rules.base import Reason, Refusal
 from bnfold.rules.fused import fused
 
@@ -64,6 +67,10 @@ def _batch_norm(op: Op) -> Source | Refusal:
             reason = Reason.OVERRIDABLE if overridable(op.input(slot)) else Reason.NOT_CONSTANT
             return Refusal(reason, detail=f"{name} is not a constant").on(op.input(slot))
         parameters.append(array)
+    kinds = [dtype(value) for value in op.node.inputs[:5] if value is not None]
+    if not _typed(op.opset, kinds):
+        detail = f"operands of types {', '.join(str(kind) for kind in kinds)}"
+        return Refusal(Reason.MALFORMED, detail=detail).on(op.output())
     shape = op.shape(0)
     if shape is None or len(shape) < 2:
         return Refusal(Reason.UNKNOWN_SHAPE, detail="the rank of the input is not known").on(x)
@@ -84,6 +91,13 @@ def _batch_norm(op: Op) -> Source | Refusal:
         bad = int((~(np.isfinite(scale) & np.isfinite(shift))).sum())
         return Refusal(Reason.NON_FINITE, detail=f"{bad} channels have no finite scale and shift").on(op.input(4))
     return Source(0, affine, BATCH_NORM_COST)
+
+
+def _typed(opset: int, kinds: Sequence[ir.DataType | None]) -> bool:
+    """One type for all; the statistics have their own from opset 14 on, gamma and beta from 15 on (ONNX spec)."""
+    groups = [kinds[:1], kinds[1:3], kinds[3:]] if opset >= 15 else [kinds[:3], kinds[3:]] if opset >= 14 else [kinds]
+    known = [{kind for kind in group if kind is not None} for group in groups]
+    return all(len(group) < 2 and all(map(foldable_dtype, group)) for group in known)
 
 
 def _arithmetic(op: Op) -> Source | Refusal | None:
