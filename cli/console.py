@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def _console() -> Any:
     from rich.console import Console
 
     console = Console(highlight=False, emoji=False)
-    if not console.is_terminal:
-        # A file or a pipe has no width; names must not be cut there.
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
+        # A file or a pipe has no width of its own; names must not be cut there.
         console.width = max(console.width, 120)
     return console

@@ -22,6 +22,10 @@ from bnfold import report
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# pytest imports readline, which tells every process that a test starts how wide a terminal is that it has not.
+os.environ.pop("COLUMNS", None)
+os.unsetenv("COLUMNS")
+
 # A job in the background has Ctrl-C ignored, and so would have every process that a test starts to interrupt it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

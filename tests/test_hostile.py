@@ -178,3 +178,39 @@ def test_a_quantized_activation_says_when_to_fold(bnfold: Bnfold, tmp_path: Path
     onnx.save(proto, path)
     found = json.loads(bnfold("inspect", path, "--json").out)["batch_norms"][0]
     assert found["detail"].startswith("the value is quantized here (") and "fold before quantizing" in found["detail"]
+
+
+def test_a_long_route_is_told_by_its_ends(bnfold: Bnfold, tmp_path: Path) -> None:
+    proto, path = conv_bn(layers=1), tmp_path / "m.onnx"
+    moves = [
+        helper.make_node("Transpose", [f"t{n}"], [f"t{n + 1}"], name=f"turn{n}", perm=[0, 1, 3, 2]) for n in range(20)
+    ]
+    conv, norm, relu = proto.graph.node
+    conv.output[0], norm.input[0] = "t0", "t20"
+    del proto.graph.node[:]
+    proto.graph.node.extend([conv, *moves, norm, relu])
+    onnx.save(proto, path)
+    assert len(json.loads(bnfold("inspect", path, "--json").out)["batch_norms"][0]["route"]) == 21
+    shown = " ".join(bnfold("inspect", path).out.split())
+    assert "← turn19 ← turn18 ← turn17 ← turn16 ← … 13 more ← turn2 ← turn1 ← turn0 ← conv0" in shown
+
+
+def test_a_batchnorm_on_the_way_is_no_station() -> None:
+    from bnfold.folding.report import Entry, FoldReport
+    from bnfold.report.tables import folds
+
+    route, norm = ("bn1", "conv"), "BatchNormalization"
+    entries = tuple(Entry(name, norm, 4, "folded", "hoist", route, ("conv",)) for name in ("bn0", "bn1"))
+    table = next(iter(folds(FoldReport(entries, 0, 0, 3, 1))))
+    assert [cell.text for cell in table.columns[-1].cells] == ["← conv", "← conv"]  # type: ignore[union-attr]
+
+
+def test_the_environment_says_how_wide_a_pipe_is(
+    bnfold: Bnfold, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for columns, width in (("60", 60), ("200", 200), ("wide", 120)):
+        monkeypatch.setenv("COLUMNS", columns)
+        proto = conv_bn(layers=1)
+        proto.graph.node[1].name = "n/" * 300
+        onnx.save(proto, model_file)
+        assert max(map(len, bnfold("inspect", model_file).out.splitlines())) == width

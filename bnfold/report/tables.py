@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -22,6 +22,8 @@ Renderable = Table | str
 COLOURS = {"pass": "green", "mismatch": "red", "inconclusive": "yellow"}
 # Lines that a verdict takes at most for its reasons, and rows for its layers; the JSON document has them all.
 SHOWN = 12
+# Stations of a route that a table shows; the JSON document has them all.
+STATIONS = 8
 
 __all__ = [
     "bench", "bisected", "fold_line", "folds", "health", "inspected", "merges", "optimized", "size", "statistics",
@@ -46,11 +48,13 @@ def folds(report: FoldReport, *, kept_only: bool = False) -> Iterator[Renderable
     if not entries:
         return
     table = grid("BatchNorm", "channels", "status", "route, or reason")
+    norms = {entry.node for entry in report.entries}
     for entry in entries:
         folded = entry.status == "folded"
         mark = "[green]folded[/]" if folded else "[yellow]kept[/]"
         channels = "" if entry.channels is None else str(entry.channels)
-        table.add_row(Name(named(entry.node)), channels, mark, Name(_route(entry) if folded else _blocked(entry)))
+        told = _route(entry, norms) if folded else _blocked(entry)
+        table.add_row(Name(named(entry.node)), channels, mark, Name(told))
     hints = {entry.reason.code: entry.hint for entry in entries if entry.reason is not None and entry.hint}
     yield table
     yield ""
@@ -270,11 +274,17 @@ def named(node: str) -> str:
     return node.removesuffix("/BatchNormalization")
 
 
-def _route(entry: Entry) -> str:
+def _route(entry: Entry, norms: Set[str]) -> str:
+    """Where it went; a BatchNorm on the way goes too, and a long way is told by its ends."""
     if not entry.route:
         return "a scale or a shift alone: Mul or Add in its place"
+    passed = [station for station in entry.route if station not in norms or station in entry.absorbers]
+    stations = passed or list(entry.route)
+    if len(stations) > STATIONS:
+        ends = STATIONS // 2
+        stations[ends:-ends] = [f"… {len(stations) - 2 * ends} more"]
     arrow = " ← " if entry.judgement == "hoist" else " → "
-    return ("merged into " if entry.judgement == "merge" else arrow[1:]) + arrow.join(entry.route)
+    return ("merged into " if entry.judgement == "merge" else arrow[1:]) + arrow.join(stations)
 
 
 def _blocked(entry: Entry) -> str:
