@@ -135,6 +135,8 @@ ONLY = {
     "orjson": ("bnfold.serve",),
     "grpc": ("bnfold.serve",),
     "prometheus_client": ("bnfold.serve",),
+    "ray": ("bnfold.serve",),
+    "threadpoolctl": ("bnfold.verify",),
     "rich": ("bnfold.cli", "bnfold.report", "bnfold.models"),
     "click": ("bnfold.cli",),
     "jinja2": ("bnfold.report.html",),
