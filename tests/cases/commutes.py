@@ -94,10 +94,10 @@ _PLAIN = (
            {"d = Cast <to = 11> (a)": "e = Cast <to = 6> (a)  d = Cast <to = 11> (e)"}, "not-floating",
            y="double[n,c,h,w]", dtypes=("double",)),
     case("BN, Cast between half types, Conv", "(T[N,4,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.4)"
-         "  d = Cast <to = 10> (a)  y = Conv(d, w[2,4,1,1]) }", "Cast Conv", "sink", twin={"(T[": "(bfloat16["},
+         "  d = Cast <to = 10> (a)  y = Conv(d, w[2,4,1,1]) }", "Cast Conv", "sink", twin={"(T[N,4": "(bfloat16[N,4"},
          kept="narrowing-cast", dtypes=("float16",)),
     case("BN, Cast to bfloat16, Conv", "(T[N,4,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.4)  d = Cast <to = 16> (a)"
-         "  y = Conv(d, w[2,4,1,1]) }", "Cast Conv", "sink", twin={"(T[": "(float16["}, kept="narrowing-cast",
+         "  y = Conv(d, w[2,4,1,1]) }", "Cast Conv", "sink", twin={"(T[N,4": "(float16[N,4"}, kept="narrowing-cast",
          dtypes=("bfloat16",), opset=22, ir_version=10),
     _sink("Identity", "a = BN(x, A.4)  d = Identity(a)", "Identity",
           {"d = Identity(a)": "e = Cast <to = 10> (a)  d = Cast <to = 1> (e)"}, "narrowing-cast", dtypes=("float",)),
