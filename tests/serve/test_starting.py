@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import bnfold.serve
 from bnfold.errors import UsageError
 from bnfold.serve.settings import Settings
 from bnfold.serve.supervise import serve
@@ -152,8 +153,9 @@ def test_counters_are_the_clients(launch: Launch, tmp_path: Path) -> None:
 
 def test_serving_needs_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A plain install has no gRPC: one line says what to install, from the supervised worker too."""
-    for module in ("app", "listeners", "grpc"):
+    for module in ("app", "listeners", "grpc"):  # as if nobody had imported them
         monkeypatch.delitem(sys.modules, f"bnfold.serve.{module}", raising=False)
+        monkeypatch.delattr(bnfold.serve, module, raising=False)
     monkeypatch.setitem(sys.modules, "grpc", None)
     with pytest.raises(UsageError, match=r'serving needs grpc: pip install "bnfold\[serve\]"'):
         serve(Settings(zoo.write(zoo.times(2.0), tmp_path)))
