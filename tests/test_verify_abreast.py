@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from bnfold import runtime
-from bnfold.io import load
+from bnfold.io import load, save
 from bnfold.verify import abreast, formulas, sessions, verify
 from bnfold.verify.bisection import bisect
 from bnfold.verify.recompute import recompute
@@ -144,3 +147,14 @@ def test_results_come_in_order() -> None:
         return n * n
 
     assert abreast.each(late, range(3), 3) == [0, 1, 4]
+
+
+def test_threads_do_not_open_a_mapped_weight_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each evaluator widens weights for itself, but they come from one tensor."""
+    save(load(nets.plain(0)), tmp_path / "m.onnx", external=True)
+    model, honest = load(tmp_path / "m.onnx"), ir.ExternalTensor._load
+    monkeypatch.setattr(ir.ExternalTensor, "_load", lambda self: (time.sleep(0.002), honest(self))[1])
+    feeds = {"x": np.ones((1, 3, 12, 12), np.float32)}
+    evaluators = [Evaluator(model) for _ in range(4)]
+    results = abreast.each(lambda evaluator: evaluator.run(feeds)["y"], evaluators, 4)
+    assert all(np.array_equal(results[0], result) for result in results)

@@ -37,6 +37,9 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
 # Their outputs depend on the shapes of the inputs only.
 SHAPE_ONLY = ("Shape", "Size", "ConstantOfShape", "EyeLike")
 
+# A tensor that is mapped from a file may be opened by one thread at a time, whichever evaluator asks.
+_reading = threading.RLock()
+
 # Called with each node, its inputs and its outputs, before any of them is freed.
 Observer = Callable[[ir.Node, Sequence[Any], Sequence[Any]], None]
 
@@ -106,7 +109,8 @@ class Evaluator:
         """Evaluate a graph or a control-flow body in `env`, which already holds its inputs and outer values."""
         plan = self._plans.get(graph)
         if plan is None:
-            plan = self._plans[graph] = self._plan(graph)
+            with _reading:
+                plan = self._plans[graph] = self._plan(graph)
         for step in plan:
             node = step.node
             inputs = [None if v is None else self._value(v, env, i in step.weights) for i, v in enumerate(node.inputs)]
@@ -138,7 +142,8 @@ class Evaluator:
         if value in env:
             array = env[value]
         elif value.const_value is not None:
-            array = real(value.const_value.numpy())
+            with _reading:
+                array = real(value.const_value.numpy())
         else:
             raise Unsupported(f"value {value.name!r} has no data")
         if noisy and is_float(array):

@@ -121,10 +121,11 @@ def test_large_messages_over_grpc_leave_no_memory_behind(server: Server) -> None
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(size(8, 64))))
-    deadline = time.monotonic() + 30
-    while server.rss() - before > 50 and time.monotonic() < deadline:
+    # The first large request grows pools and arenas once, by about two messages; it is not for each that memory stays.
+    allowed, deadline = 3 * x.nbytes / MIB, time.monotonic() + 30
+    while server.rss() - before > allowed and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert server.rss() - before <= 50
+    assert server.rss() - before <= allowed
 
 
 def test_half_open_sockets_are_closed(server: Server) -> None:
