@@ -17,14 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from bnfold.graph import Op, annotate
+from bnfold.graph import Op
 from bnfold.graph.access import DTYPE, SHAPE
-from bnfold.rules import RULES
-from bnfold.rules.base import Refusal
 from tests.cases import CASES, Graph
 from tests.graphs import Array, exact, feeds, folded, seeded
 from tests.makers import Draw
-from tests.test_laws import ALL, EXAMPLES, JUDGEMENTS, given_inputs, holds, made_model, random_facts
+from tests.test_laws import EXAMPLES, JUDGEMENTS, granted
 
 
 def forget(draw: Draw, model: ir.Model, op: Op) -> dict[str, Array]:
@@ -66,20 +64,7 @@ def test_law_of_what_is_less_known(op_type: str, judgement: str) -> None:
     @settings(max_examples=EXAMPLES, database=None)
     @given(seed=st.integers(0, 2**32 - 1))
     def check(seed: int) -> None:
-        draw = Draw(np.random.default_rng(seed))
-        made = ALL[op_type](draw)
-        model = ir.from_proto(made_model(made))
-        annotate(model)
-        op = Op(next(node for node in model.graph if node.op_type == op_type))
-        inputs = given_inputs(draw, model)
-        inputs |= forget(draw, model, op)
-        facts = random_facts(draw, op, judgement, inputs)
-        if not facts:
-            return
-        outcome = getattr(RULES[op_type], judgement)(op, facts)
-        for step in outcome if isinstance(outcome, list) else [outcome]:
-            if not isinstance(step, Refusal):
-                assert holds(op, judgement, facts, step, inputs, made.tolerance), made.text
+        granted(op_type, judgement, seed, forget)
 
     check()
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from bnfold.arrays import Array
 from bnfold.verify.kernels.base import is_float
-from bnfold.verify.precision import half_ulp, underflow
+from bnfold.verify.precision import underflow, unit_roundoff
 
 # Few pooled values scatter more: (from this many values on, τ).
 TAU = ((64, 4.0), (8, 8.0), (0, 16.0))
@@ -73,6 +73,12 @@ def rms(x: Array) -> float:
     return peak * float(np.sqrt(np.mean((x / peak) ** 2))) if peak > 0 and np.isfinite(peak) else peak
 
 
+def participation(q: Array, axes: tuple[int, ...] | None = None) -> Array:
+    """Return (Σq)²/Σq² along `axes`, which stay: how many of the squares q, not all of them zero, carry their sum."""
+    keep = axes is not None
+    return np.asarray(q.sum(axis=axes, keepdims=keep) ** 2 / (q**2).sum(axis=axes, keepdims=keep))
+
+
 @dataclass(frozen=True)
 class Noises:
     """What rounding does to one output y: `changes` and `errors` hold squared deviations, summed over runs.
@@ -93,9 +99,7 @@ class Noises:
         both = np.maximum(changes, errors)
         # Scaled: fourth powers of small errors would vanish.
         both = both / both.max(initial=0.0) if both.max(initial=0.0) > 0 else np.ones_like(both)
-        squared = float((both**2).sum())
-        carrying = float(both.sum()) ** 2 / squared if squared > 0 else 0.0
-        return _root_mean(errors), _root_mean(changes), carrying
+        return _root_mean(errors), _root_mean(changes), float(participation(both)) if both.size else 0.0
 
 
 def _root_mean(squares: Array) -> float:
@@ -117,7 +121,7 @@ def measure(y: Array, o: Array, c: Array, noise: Noises | None, others: Sequence
     good = ~(bad_y | bad_o | bad_c)
     new, removed, both = (int(np.count_nonzero(m)) for m in (bad_c & ~bad_o, bad_o & ~bad_c, bad_c & bad_o))
     error, size, values = rms((c - y)[good]), rms(y[good]), int(np.count_nonzero(good))
-    least = max(least, half_ulp(stored) * size)
+    least = max(least, unit_roundoff(stored) * size)
     spread, s, carrying = noise.pooled(good)
     carrying = min(carrying, float(np.unique(y[good]).size))
     mismatch = f"{new} new NaN or infinite values" if new else None

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnfold.arrays import Array
-from bnfold.verify.compare import tau
+from bnfold.verify.compare import participation, tau
 from bnfold.verify.magnitude import Bounded, gamma
 from bnfold.verify.precision import underflow
 
@@ -68,12 +68,11 @@ def measure(found: Bounded, o: Array, c: Array, unit: float, axis: int) -> Local
 def _tau(noise: Array, others: tuple[int, ...]) -> Array:
     """Return τ of each channel by how many of its elements carry the noise: behind a ReLU it may be two of them.
 
-    (Σq)²/Σq² is n for n equal squares, and n/3 for those of normal noise.
+    The participation ratio is n for n equal squares, and n/3 for those of normal noise.
     """
     peak = noise.max(axis=others, keepdims=True)
     q = np.where(peak > 0.0, noise / np.where(peak > 0.0, peak, 1.0), 1.0) ** 2
-    carrying = 3.0 * q.sum(axis=others, keepdims=True) ** 2 / (q**2).sum(axis=others, keepdims=True)
-    return np.asarray(np.vectorize(tau, otypes=[float])(carrying))
+    return np.asarray(np.vectorize(tau, otypes=[float])(3.0 * participation(q, others)))
 
 
 def _over(error: Array, limit: Array) -> float:

@@ -9,12 +9,14 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-UNIT_ROUNDOFF = {
-    ir.DataType.DOUBLE: 2.0**-53,
-    ir.DataType.FLOAT: 2.0**-24,
-    ir.DataType.FLOAT16: 2.0**-11,
-    ir.DataType.BFLOAT16: 2.0**-8,
-}
+
+def unit_roundoff(dtype: np.dtype[Any]) -> float:
+    """Return half the distance from 1 to the next number of a floating-point type."""
+    return float(ml_dtypes.finfo(dtype).eps) / 2.0  # type: ignore[no-untyped-call]
+
+
+FLOATS = (ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+UNIT_ROUNDOFF = {kind: unit_roundoff(kind.numpy()) for kind in FLOATS}
 
 
 def model_unit(model: ir.Model) -> float:
@@ -24,11 +26,6 @@ def model_unit(model: ir.Model) -> float:
     )
     found = [UNIT_ROUNDOFF[v.dtype] for v in values if v.dtype in UNIT_ROUNDOFF]
     return max(found, default=2.0**-24)
-
-
-def half_ulp(dtype: np.dtype[Any]) -> float:
-    """Return the unit roundoff of a stored type."""
-    return float(ml_dtypes.finfo(dtype).eps) / 2.0  # type: ignore[no-untyped-call]
 
 
 def underflow(dtype: np.dtype[Any]) -> float:
