@@ -152,6 +152,17 @@ BRANCHES = {
 }  # fmt: skip
 
 
+
+@pytest.mark.parametrize(("weight", "status"), [("1, 2, 3, 4", "pass"), ("1, 2, 3, 5", "mismatch")])
+def test_a_body_brings_its_own_weights(weight: str, status: str) -> None:
+    text = """(bool c, float[1,2,4,4] x) => (float[1,2,4,4] y) {{ y = If (c) <
+        then_branch = t () => (float[1,2,4,4] a) <float[2,2,1,1] {0} = {{{1}}}> {{ a = Conv (x, {0}) }},
+        else_branch = e () => (float[1,2,4,4] b) {{ b = Relu (x) }}> }}"""
+    verdict = verify(model(text.format("w", "1, 2, 3, 4")), model(text.format("v", weight)), keep_going=True)
+    assert verdict.status == status, verdict
+    assert [layer["status"] for layer in verdict.layers] == [status]
+
+
 def merged() -> onnx.ModelProto:
     """Three branches of RepVGG as one convolution, by hand in float64."""
     p = {k: np.asarray(v, np.float64) for k, v in BRANCHES.items()}
