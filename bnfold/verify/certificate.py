@@ -64,7 +64,8 @@ class Certificate:
 
     def label(self, name: str) -> str:
         """What users call the layer that computes a value."""
-        return next((w.label for w in self.windows.changed if w.name == name), name) if self.windows else name
+        window = self.windows.by_name.get(name) if self.windows else None
+        return window.label if window else name
 
     @property
     def summary(self) -> str:

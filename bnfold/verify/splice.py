@@ -116,9 +116,9 @@ class Search:
                 worst = self.measured(kept)
                 most -= 1
                 continue
-            self.found.append(next(w for w in self.windows.changed if w.name == name))
+            self.found.append(self.windows.by_name[name])
             kept, worst = rest, better
-        order = [w.name for w in self.windows.listed]
+        order = list(self.windows.by_name)
         return sorted(self.found, key=lambda w: order.index(w.name))
 
     def measured(self, names: Sequence[str]) -> float:

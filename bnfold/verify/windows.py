@@ -6,7 +6,7 @@ the models does: this is what makes an error attributable to a layer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -61,6 +61,7 @@ class Windows:
         ours, theirs = (model.graph for model in self.models)
         self.pairing = Pairing(ours, theirs, trusted, self.without)
         self.listed = list(self._windows())
+        self.by_name = {window.name: window for window in self.listed}
 
     @property
     def changed(self) -> list[Window]:
@@ -74,14 +75,12 @@ class Windows:
     def _windows(self) -> Iterator[Window]:
         ours, theirs = (model.graph for model in self.models)
         order = [{node: n for n, node in enumerate(graph)} for graph in (ours, theirs)]
-        mates = {mine: other for other, mine in self.pairing.twins.items()}
+        twins = self.pairing.twins
+        mates = {mine: other for other, mine in twins.items()}
         for node in ours:
             for value in node.outputs:
                 if value in mates and mates[value].producer() is not None:
-                    sides = (
-                        _piece(value, set(mates), order[0]),
-                        _piece(mates[value], set(self.pairing.twins), order[1]),
-                    )
+                    sides = _piece(value, mates, order[0]), _piece(mates[value], twins, order[1])
                     yield Window(str(value.name), *sides, not self._same(value, mates[value]))
 
     def _same(self, ours: ir.Value, theirs: ir.Value) -> bool:
@@ -120,7 +119,7 @@ def prepared(model: ir.Model) -> ir.Model:
     return copy
 
 
-def _piece(value: ir.Value, shared: set[ir.Value], order: dict[ir.Node, int]) -> Piece:
+def _piece(value: ir.Value, shared: Container[ir.Value], order: dict[ir.Node, int]) -> Piece:
     """Walk back from a value to the shared values."""
     nodes: set[ir.Node] = set()
     feeds: dict[ir.Value, None] = {}
