@@ -30,8 +30,7 @@ import torch
 from merge_costs import ratio
 
 from bnfold import runtime
-from bnfold.graph import node_count
-from bnfold.io import nbytes
+from bnfold.graph import node_count, total_bytes
 from bnfold.rewrite import rewrite
 
 NAMES = """
@@ -123,7 +122,7 @@ def against_original(name: str, rounds: int) -> dict[str, Any]:
     why = ", ".join(f"{count} {code}" for code, count in left.most_common())
     merged = sum(len(merge.nodes) - 1 for merge in report.merges if merge.into is not None)
     nodes = f"{report.nodes_before} → {node_count(model)}"
-    weights = f"{nbytes(original) / 1e6:.1f} → {nbytes(model) / 1e6:.1f} MB"
+    weights = f"{total_bytes(original) / 1e6:.1f} → {total_bytes(model) / 1e6:.1f} MB"
     latency = ratio(original, model, rounds=rounds)
     count = report.folded + report.kept
     figures = (f"{worst:.0e}", f"{latency:.2f}", f"{seconds:.1f}")

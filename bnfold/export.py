@@ -18,9 +18,9 @@ from onnx.defs import onnx_opset_version
 
 from bnfold.errors import ModelError, RejectedError, UsageError
 from bnfold.exporting.dynamic import BATCH, Axes, free_axes
-from bnfold.graph import BATCH_NORM, node_count
+from bnfold.graph import BATCH_NORM, node_count, total_bytes
 from bnfold.graph.skeleton import check
-from bnfold.io import INLINE_LIMIT, nbytes
+from bnfold.io import INLINE_LIMIT
 
 if TYPE_CHECKING:
     import torch
@@ -248,7 +248,7 @@ def _tidied(model: ir.Model) -> ir.Model:
 
 def _checked(model: ir.Model, label: str) -> ir.Model:
     try:
-        if nbytes(model) > INLINE_LIMIT:
+        if total_bytes(model) > INLINE_LIMIT:
             check(model)  # protobuf can't hold the whole
         else:
             passes.CheckerPass(full_check=True)(model)

@@ -14,13 +14,13 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from bnfold.derived import Derived, release
+from bnfold.derived import Derived, is_external, release
 from bnfold.errors import ModelError, innermost, one_line
 from bnfold.files import check_output, reason, replacing, scratch, target, unwritable
-from bnfold.graph.operators import bodies, in_one_domain
+from bnfold.graph.operators import in_one_domain
 from bnfold.graph.skeleton import check, withdrawn
 from bnfold.graph.soundness import check_external, check_functions, check_nodes, check_stored
-from bnfold.graph.soundness import nbytes as size
+from bnfold.graph.tensors import external_tensors, nbytes, tensors, total_bytes
 
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
@@ -66,39 +66,6 @@ def checked(source: Source) -> ir.Model:
     return model
 
 
-def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Every tensor of the model: initializers and attributes, in control-flow bodies and functions too."""
-    yield from _held(model.graph)
-    for function in model.functions.values():
-        yield from _held(function)
-
-
-def _held(graph: ir.Graph | ir.Function) -> Iterator[ir.TensorProtocol]:
-    for value in graph.initializers.values() if isinstance(graph, ir.Graph) else ():
-        if value.const_value is not None:
-            yield value.const_value
-    for node in graph:
-        for attr in node.attributes.values():
-            if attr.is_ref():
-                continue
-            if attr.type == ir.AttributeType.TENSOR:
-                yield attr.as_tensor()
-            elif attr.type == ir.AttributeType.TENSORS:
-                yield from attr.as_tensors()
-        for body in bodies(node):
-            yield from _held(body)
-
-
-def nbytes(model: ir.Model) -> int:
-    """Size of the model's tensors in bytes."""
-    return sum(size(tensor) for tensor in tensors(model))
-
-
-def has_external(model: ir.Model) -> bool:
-    """Whether any tensor lies in a file of its own."""
-    return any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors(model))
-
-
 def source_path(model: ir.Model) -> Path | None:
     """Return the file that the model was loaded from, None if from none."""
     path: Path | None = model.meta.get(_PATH)
@@ -110,7 +77,7 @@ def digest(source: Source) -> str:
     if isinstance(source, (str, os.PathLike)):
         source = load(source)
     if isinstance(source, ir.Model) and _PATH in source.meta:
-        files = {Path(t.path) for t in tensors(source) if isinstance(t, ir.ExternalTensor)}
+        files = {Path(tensor.path) for tensor in external_tensors(source)}
         hashed = hashlib.sha256()
         for file in [source.meta[_PATH], *sorted(files)]:
             with open(file, "rb") as stream:
@@ -120,9 +87,8 @@ def digest(source: Source) -> str:
     if isinstance(source, onnx.ModelProto):
         return hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
     hashed = hashlib.sha256(serialize(source))
-    for tensor in tensors(source):
-        if isinstance(tensor, ir.ExternalTensor):
-            hashed.update(tensor.tobytes())
+    for tensor in external_tensors(source):
+        hashed.update(tensor.tobytes())
     return hashed.hexdigest()
 
 
@@ -143,10 +109,10 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external: bool | None
     check_output(path)
     path = target(path)
     if external is None:
-        external = has_external(model)
+        external = any(external_tensors(model))
     data = None
     try:
-        if external or nbytes(model) > INLINE_LIMIT:
+        if external or total_bytes(model) > INLINE_LIMIT:
             data = _save_external(model, path)
         else:
             with replacing(path) as temporary, _moved(model, {}, path):
@@ -194,7 +160,7 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
         check_nodes(model)
         check_functions(model, name)
         for tensor in tensors(model):
-            if isinstance(tensor, ir.ExternalTensor):
+            if is_external(tensor):
                 check_external(tensor, name, path)
             else:
                 check_stored(tensor)
@@ -254,7 +220,7 @@ def _write_tensors(model: ir.Model, stream: IO[bytes]) -> tuple[dict[int, tuple[
     hashed = hashlib.sha256()
     offset = 0
     for tensor in tensors(model):
-        if id(tensor) in places or size(tensor) < EXTERNAL_MINIMUM:
+        if id(tensor) in places or nbytes(tensor) < EXTERNAL_MINIMUM:
             continue
         start = offset
         for block in _blocks(tensor):
@@ -291,7 +257,7 @@ def _moved(model: ir.Model, places: dict[int, tuple[int, int]], data: Path) -> I
         )
 
     def concerned(tensor: Any) -> bool:
-        return id(tensor) in places or isinstance(tensor, ir.ExternalTensor)
+        return id(tensor) in places or is_external(tensor)
 
     values: list[tuple[ir.Value, Any]] = []
     attributes: list[tuple[ir.Node, ir.Attr]] = []

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from bnfold.folding.report import FOLD_MAP, SOURCE_DIGEST, FoldReport
+from bnfold.graph import external_tensors, total_bytes
 from bnfold.graph.skeleton import check
-from bnfold.io import Source, checked, digest, has_external, nbytes
+from bnfold.io import Source, checked, digest
 from bnfold.io import save as _save
 from bnfold.rewrite import rewrite
 from bnfold.seal import seal
@@ -109,7 +110,7 @@ def optimize(
     step = _Steps(progress)
     with step("load", "loading"):
         original = checked(source)
-        before, external = nbytes(original), has_external(original)
+        before, external = total_bytes(original), any(external_tensors(original))
         fold_map, name = original.metadata_props.get(FOLD_MAP), digest(original)
         # A copy only where somebody still needs the original: the proof, or the caller whose model it is.
         model = original.clone() if verify or original is source else original
@@ -137,7 +138,7 @@ def optimize(
         verdict=verdict,
         simplified=simplified,
         bytes_before=before,
-        bytes_after=nbytes(model),
+        bytes_after=total_bytes(model),
         external=external,
         seconds=step.seconds,
     )

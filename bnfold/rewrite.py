@@ -14,7 +14,7 @@ from onnx_ir.passes import common
 from bnfold.folding.fold import fold
 from bnfold.folding.frozen import remembered
 from bnfold.folding.report import FoldReport, record
-from bnfold.graph import bodies
+from bnfold.graph import bodies, nodes_within
 from bnfold.merging.merge import merge as merge_branches
 from bnfold.merging.report import Merge
 
@@ -59,7 +59,7 @@ def clean(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
     while dead := [node for node in holders if node.graph is None]:
         # What the body of a removed node read has lost that reader too.
-        for inner in (node for holder in dead for body in bodies(holder) for node in body.all_nodes()):
+        for inner in (node for holder in dead for body in bodies(holder) for node in nodes_within(body)):
             for slot in range(len(inner.inputs)):
                 inner.replace_input_with(slot, None)
         holders = [node for node in holders if node.graph is not None]

@@ -24,7 +24,8 @@ import onnx_ir as ir
 from bnfold.arrays import Array
 from bnfold.errors import ModelError, ProviderError, one_line
 from bnfold.files import scratch_folder
-from bnfold.io import INLINE_LIMIT, Source, nbytes, save, serialize, source_path, tensors
+from bnfold.graph import external_tensors, total_bytes
+from bnfold.io import INLINE_LIMIT, Source, save, serialize, source_path
 from bnfold.providers import PROVIDERS, named, short
 
 if TYPE_CHECKING:
@@ -262,11 +263,11 @@ def _content(model: Source, options: Any) -> tuple[str | bytes, tempfile.Tempora
         return os.fspath(model), None
     if isinstance(model, onnx.ModelProto):
         return model.SerializeToString(), None
-    folders = {str(t.base_dir) for t in tensors(model) if isinstance(t, ir.ExternalTensor)}
+    folders = {str(tensor.base_dir) for tensor in external_tensors(model)}
     if len(folders) == 1:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folders.pop())
         return serialize(model), None
-    if not folders and nbytes(model) < INLINE_LIMIT:
+    if not folders and total_bytes(model) < INLINE_LIMIT:
         return serialize(model), None
     folder = scratch_folder()
     path = Path(folder.name) / "model.onnx"

@@ -16,7 +16,7 @@ from bnfold import __version__, metadata
 from bnfold.derived import release
 from bnfold.errors import ModelError
 from bnfold.graph.skeleton import STORED_BYTES, skeleton
-from bnfold.graph.soundness import nbytes
+from bnfold.graph.tensors import nbytes
 
 CERTIFICATE = "bnfold.certificate"
 _VERSION = 1

@@ -18,8 +18,8 @@ from onnx_ir.passes import common
 
 from bnfold.errors import BnfoldError, ModelError
 from bnfold.files import scratch_folder
-from bnfold.graph import node_count
-from bnfold.io import load, nbytes, save
+from bnfold.graph import node_count, nodes_within, total_bytes
+from bnfold.io import load, save
 
 Mode = Literal["auto", "always", "never"]
 
@@ -50,7 +50,7 @@ def simplify(model: ir.Model, mode: Mode = "auto", *, timeout: float = TIMEOUT_S
     """
     count = node_count(model)
     skip = "turned off" if mode == "never" else _needless(model) if mode == "auto" else None
-    if skip is None and nbytes(model) > LARGE_BYTES:
+    if skip is None and total_bytes(model) > LARGE_BYTES:
         skip = f"the model holds more than {LARGE_BYTES >> 20} MiB, of which onnxsim would keep several copies"
     if skip is not None:
         return model, Simplified("skipped", skip, count, count)
@@ -135,8 +135,8 @@ def _restore_interface(model: ir.Model, simpler: ir.Model) -> None:
         raise ModelError("the model's IR version or opsets changed")
     _replace(simpler.metadata_props, model.metadata_props)
     _replace(simpler.graph.metadata_props, model.graph.metadata_props)
-    documented = {node.name: node for node in model.graph.all_nodes() if node.name}
-    for node in simpler.graph.all_nodes():
+    documented = {node.name: node for node in nodes_within(model.graph) if node.name}
+    for node in nodes_within(simpler.graph):
         original = documented.get(node.name or "")
         if original is not None and original.op_type == node.op_type:
             node.doc_string = original.doc_string

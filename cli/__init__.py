@@ -60,6 +60,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
     with guarded():
         code = _run(args)
+    gc.freeze()  # nor does the process have to take them apart when it ends
     sys.exit(code)
 
 

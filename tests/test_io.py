@@ -18,6 +18,7 @@ import bnfold
 from bnfold import files, io
 from bnfold.derived import release
 from bnfold.errors import ModelError, OutputError
+from bnfold.graph import external_tensors, tensors
 from bnfold.graph.skeleton import check, skeleton
 from tests.conftest import conv_bn
 from tests.graphs import build
@@ -59,7 +60,7 @@ def test_a_relative_path_finds_its_external_data(tmp_path: Path, monkeypatch: py
 
 def test_external_tensors_stay_memory_mapped(tmp_path: Path) -> None:
     model = io.load(external(tmp_path / "m.onnx"))
-    assert io.has_external(model)
+    assert any(external_tensors(model))
     assert all(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
 
 
@@ -179,10 +180,10 @@ def test_a_model_can_be_written_over_itself(tmp_path: Path) -> None:
 
 def test_save_changes_nothing_in_the_model(tmp_path: Path) -> None:
     model = io.load(external(tmp_path / "m.onnx"))
-    before = [id(tensor) for tensor in io.tensors(model)]
+    before = [id(tensor) for tensor in tensors(model)]
     io.save(model, tmp_path / "copy.onnx")
     io.save(model, tmp_path / "inline.onnx", external=False)
-    assert [id(tensor) for tensor in io.tensors(model)] == before
+    assert [id(tensor) for tensor in tensors(model)] == before
 
 
 def test_too_large_for_protobuf_goes_external(
@@ -207,11 +208,11 @@ def test_tensors_in_attributes_and_bodies_move_too(tmp_path: Path) -> None:
             y = Mul (z, k)
         }""")
     model = ir.from_proto(proto)
-    assert len(list(io.tensors(model))) == 2
+    assert len(list(tensors(model))) == 2
     io.save(model, tmp_path / "m.onnx", external=True)
     assert len(listing(tmp_path)) == 2  # what is small stays inside; the data file is empty
     again = io.load(tmp_path / "m.onnx")
-    assert [t.numpy().tolist() for t in io.tensors(again)] == [t.numpy().tolist() for t in io.tensors(model)]
+    assert [t.numpy().tolist() for t in tensors(again)] == [t.numpy().tolist() for t in tensors(model)]
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, SystemExit, OSError(28, "No space left on device")])

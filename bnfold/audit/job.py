@@ -19,6 +19,7 @@ from bnfold.audit.onnx_model import OnnxSubject
 from bnfold.audit.result import AuditReport, Drift, drifted
 from bnfold.audit.subject import Progress, Scores, Seen, Subject
 from bnfold.errors import UsageError
+from bnfold.graph import external_tensors
 
 
 def run(
@@ -84,7 +85,7 @@ def _subject(source: Any, how: Mapping[str, Any], provider: str) -> Subject:
             raise UsageError(f'auditing a PyTorch model needs {error.name}: pip install "bnfold[torch]"') from error
         return ModuleSubject.load(source, how)
     model = io.load(source)
-    return OnnxSubject(model, provider, io.has_external(model))
+    return OnnxSubject(model, provider, any(external_tensors(model)))
 
 
 def _names_module(source: Any) -> bool:

@@ -20,11 +20,11 @@ import onnx_ir as ir
 
 from bnfold import metadata
 from bnfold.arrays import Float64
-from bnfold.graph import BATCH_NORM, const, is_op, label
+from bnfold.graph import BATCH_NORM, const, is_op, label, nodes_within
 from bnfold.graph.constants import attr
 
 STATISTICS = "bnfold.statistics"
-VERSION = 1
+VERSION = 2
 EPSILON = 1e-5  # the default of the ONNX specification
 
 
@@ -76,7 +76,7 @@ def frozen_nodes(model: ir.Model) -> Iterator[tuple[ir.Node, Frozen | None]]:
 
 def nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Every BatchNormalization node of the model, control-flow bodies included."""
-    for node in model.graph.all_nodes():
+    for node in nodes_within(model.graph):
         if is_op(node, BATCH_NORM):
             yield node
 
@@ -123,13 +123,13 @@ def _encoded(frozen: Frozen) -> dict[str, Any]:
     stored = short if np.array_equal(short, exact, equal_nan=True) else exact.astype("<f8")
     return {
         "name": frozen.name, "input": frozen.input, "output": frozen.output, "epsilon": frozen.epsilon,
-        "type": stored.dtype.str, "data": base64.b85encode(stored.tobytes()).decode(),
+        "type": stored.dtype.str, "data": base64.b64encode(stored.tobytes()).decode(),
     }  # fmt: skip
 
 
 def _decoded(entry: Mapping[str, Any]) -> Frozen:
     kind = {"<f4": "<f4", "<f8": "<f8"}[entry["type"]]
-    stored = np.frombuffer(base64.b85decode(entry["data"]), kind).reshape(4, -1).astype(np.float64)
+    stored = np.frombuffer(base64.b64decode(entry["data"]), kind).reshape(4, -1).astype(np.float64)
     gamma, beta, mean, var = stored
     names = (str(entry["name"]), str(entry["input"]), str(entry["output"]))
     return Frozen(*names, gamma, beta, mean, var, float(entry["epsilon"]))

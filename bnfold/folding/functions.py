@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from bnfold.graph import BATCH_NORM, Op, all_nodes, is_op
+from bnfold.graph import BATCH_NORM, Op, all_nodes, is_op, nodes_within
 from bnfold.rules import rule_for
 from bnfold.rules.sources import SOURCES
 
@@ -31,7 +31,7 @@ def inline(model: ir.Model) -> None:
 def batch_norms_left(model: ir.Model) -> Iterator[tuple[ir.Function, ir.Node]]:
     """Yield the BatchNormalizations that no graph shows, because their function could not be inlined."""
     for function in model.functions.values():
-        for node in function.all_nodes():
+        for node in nodes_within(function):
             if is_op(node, BATCH_NORM):
                 yield function, node
 
@@ -55,7 +55,7 @@ class _Calls:
         reached: set[ir.OperatorIdentifier] = set()
         work = [function]
         while work:
-            called = {node.op_identifier() for node in work.pop().all_nodes()} & self.model.functions.keys() - reached
+            called = {node.op_identifier() for node in nodes_within(work.pop())} & self.model.functions.keys() - reached
             reached |= called
             work += [self.model.functions[name] for name in called]
         return reached
@@ -85,7 +85,7 @@ class _Calls:
             ours = self.model.opset_imports.get(domain, version)
             if ours == version:
                 continue
-            if domain or not all(_same(node, version, ours) for node in function.all_nodes()):
+            if domain or not all(_same(node, version, ours) for node in nodes_within(function)):
                 return False
             function.opset_imports[domain] = ours
         return True
@@ -102,9 +102,9 @@ class _Calls:
         return any(rule_for(Op(node)) is not None for node in self._within(function))
 
     def _within(self, function: ir.Function) -> Iterator[ir.Node]:
-        yield from function.all_nodes()
+        yield from nodes_within(function)
         for name in self.reach[function.identifier()]:
-            yield from self.model.functions[name].all_nodes()
+            yield from nodes_within(self.model.functions[name])
 
 
 def _same(node: ir.Node, version: int, other: int) -> bool:

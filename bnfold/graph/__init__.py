@@ -20,7 +20,8 @@ from bnfold.graph.access import (
     tensor,
 )
 from bnfold.graph.annotate import annotate, annotate_graph
-from bnfold.graph.operators import BATCH_NORM, all_nodes, bodies, is_op, node_count
+from bnfold.graph.operators import BATCH_NORM, all_nodes, bodies, is_op, node_count, nodes_within
+from bnfold.graph.tensors import external_tensors, tensors, total_bytes
 
 __all__ = [
     "ASSUMED_SHAPE",
@@ -35,16 +36,20 @@ __all__ = [
     "const",
     "derive",
     "dtype",
+    "external_tensors",
     "home",
     "is_floating",
     "is_op",
     "label",
     "lists_initializers",
     "node_count",
+    "nodes_within",
     "note",
     "noted",
     "overridable",
     "shape",
     "size",
     "tensor",
+    "tensors",
+    "total_bytes",
 ]

@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.graph.access import DTYPE, HOME, OPSET, SHAPE, forget_constants, size
-from bnfold.graph.operators import bodies
+from bnfold.graph.operators import bodies, nodes_within
 from bnfold.graph.shapes import refine
 from bnfold.graph.skeleton import inferred
 
@@ -19,7 +19,7 @@ def annotate(model: ir.Model) -> None:
         graph.meta[OPSET] = model.opset_imports.get("", 1)
     annotate_graph(model.graph, inferred(model))
     refine(model.graph)
-    for node in model.graph.all_nodes():
+    for node in nodes_within(model.graph):
         forget_constants(node)
 
 

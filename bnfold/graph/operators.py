@@ -32,25 +32,32 @@ def is_op(node: Named, *types: str) -> bool:
 
 def bodies(node: ir.Node) -> Iterator[ir.Graph]:
     """Yield the graphs that the node's attributes hold: branches and loop bodies."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
+    for attribute in node.attributes.data.values():  # its own `values` takes five times as long
+        kind = attribute.type
+        if kind is ir.AttributeType.GRAPH and not attribute.is_ref():
             yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
+        elif kind is ir.AttributeType.GRAPHS and not attribute.is_ref():
             yield from attribute.as_graphs()
+
+
+def nodes_within(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
+    """Yield the nodes of a graph in order, each before those of the bodies that it holds."""
+    for node in graph:
+        yield node
+        for body in bodies(node):
+            yield from nodes_within(body)
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Yield the nodes of the model's graph and of its functions, control-flow bodies included."""
-    yield from model.graph.all_nodes()
+    yield from nodes_within(model.graph)
     for function in model.functions.values():
-        yield from function.all_nodes()
+        yield from nodes_within(function)
 
 
 def node_count(model: ir.Model, *types: str) -> int:
     """Number of nodes, or of those that are one of these operators, in a model's graph and its control-flow bodies."""
-    return sum(not types or is_op(node, *types) for node in model.graph.all_nodes())
+    return sum(not types or is_op(node, *types) for node in nodes_within(model.graph))
 
 
 def in_one_domain(model: ir.Model) -> ir.Model:

@@ -9,9 +9,9 @@ import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
-from bnfold.derived import release
+from bnfold.derived import is_external, release
 from bnfold.graph.operators import all_nodes, is_op
-from bnfold.graph.soundness import nbytes
+from bnfold.graph.tensors import nbytes
 
 # Inference reads shapes and indices from the values of small constants.
 STORED_BYTES = 1 << 10
@@ -107,13 +107,13 @@ def _embed(node: ir.Node, proto: onnx.NodeProto) -> None:
     for attr, twin in zip(node.attributes.values(), proto.attribute, strict=True):
         if attr.is_ref():
             continue
-        if attr.type == ir.AttributeType.TENSOR and isinstance(attr.value, ir.ExternalTensor):
+        if attr.type == ir.AttributeType.TENSOR and is_external(attr.value):
             twin.t.CopyFrom(ir.serde.serialize_tensor(_stored(attr.value)))
         elif attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
             graphs = [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else attr.as_graphs()
             for body, inner in zip(graphs, [twin.g] if twin.HasField("g") else twin.graphs, strict=True):
                 for held, stored in zip(body.initializers.values(), inner.initializer, strict=True):
-                    if isinstance(held.const_value, ir.ExternalTensor):
+                    if is_external(held.const_value):
                         stored.CopyFrom(ir.serde.serialize_tensor(_stored(held.const_value)))
                 for child, copy in zip(body, inner.node, strict=True):
                     _embed(child, copy)
@@ -121,7 +121,7 @@ def _embed(node: ir.Node, proto: onnx.NodeProto) -> None:
 
 def _stored(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """Read an external tensor into memory, and let go of its file."""
-    if not isinstance(tensor, ir.ExternalTensor):
+    if not is_external(tensor):
         return tensor
     held = ir.Tensor(tensor.numpy().copy(), tensor.dtype, name=tensor.name)
     release(tensor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +10,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from bnfold.errors import ModelError
-from bnfold.graph.operators import bodies
+from bnfold.graph.operators import bodies, nodes_within
+from bnfold.graph.tensors import nbytes
 
 # A few functions that each call the next twice are a model of billions of nodes, to us and to ONNX Runtime.
 MOST_CALLS = 10_000
@@ -20,12 +20,14 @@ MOST_CALLS = 10_000
 def check_functions(model: ir.Model, name: str) -> None:
     """Raise `ModelError` for a function that would be inlined more than `MOST_CALLS` times."""
     functions = model.functions
+    if not functions:
+        return
 
     def calls(nodes: Iterator[ir.Node]) -> Counter[ir.OperatorIdentifier]:
         return Counter(found for node in nodes if (found := node.op_identifier()) in functions)
 
-    within = {identifier: calls(function.all_nodes()) for identifier, function in functions.items()}
-    level, total = calls(model.graph.all_nodes()), Counter[ir.OperatorIdentifier]()
+    within = {identifier: calls(nodes_within(function)) for identifier, function in functions.items()}
+    level, total = calls(nodes_within(model.graph)), Counter[ir.OperatorIdentifier]()
     for _ in functions:  # no chain of calls is longer, unless it is a circle, which is not inlined
         total.update(level)
         for called in level:
@@ -62,8 +64,8 @@ def check_stored(tensor: ir.TensorProtocol) -> None:
         raise ValueError(f"tensor {tensor.name!r} has the dimensions {list(proto.dims)}")
     if not proto.HasField("raw_data"):
         tensor.numpy()  # which counts the values
-    elif len(proto.raw_data) != nbytes(tensor):
-        raise ValueError(f"tensor {tensor.name!r} holds {len(proto.raw_data)} bytes of {nbytes(tensor)}")
+    elif len(proto.raw_data) != (needed := nbytes(tensor)):
+        raise ValueError(f"tensor {tensor.name!r} holds {len(proto.raw_data)} bytes of {needed}")
 
 
 def check_external(tensor: ir.ExternalTensor, name: str, path: Path | None) -> None:
@@ -95,16 +97,6 @@ def check_external(tensor: ir.ExternalTensor, name: str, path: Path | None) -> N
 def _real(path: Path) -> Path:
     """Where symbolic links lead, even in a circle; `Path.resolve` raises there before Python 3.13."""
     return Path(os.path.realpath(path))
-
-
-def nbytes(tensor: ir.TensorProtocol) -> int:
-    """Size of a tensor's data in bytes; text counts as nothing."""
-    kind = tensor.dtype
-    if kind is ir.DataType.STRING:
-        return 0
-    # A tensor of the model file makes a new `Shape` each time it is asked for one.
-    dims = tensor.raw.dims if isinstance(tensor, ir.TensorProtoTensor) else tensor.shape.numpy()
-    return -(-math.prod(dims) * kind.bitwidth // 8)
 
 
 def _nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:

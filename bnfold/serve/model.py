@@ -14,6 +14,7 @@ import onnx_ir as ir
 from bnfold import io, runtime
 from bnfold.arrays import Array
 from bnfold.errors import ModelError, ProviderError
+from bnfold.graph import external_tensors
 from bnfold.providers import named, short
 from bnfold.seal import certificate
 from bnfold.serve.contract import Contract, Port, contract
@@ -77,7 +78,7 @@ def open_model(name: str, version: str, path: Path, settings: Settings) -> Model
     """Read, check and warm up a model file, which takes its time. Raises `ModelError` or `ProviderError`."""
     before = signature([path])
     source = io.load(path)
-    external = {Path(t.path) for t in io.tensors(source) if isinstance(t, ir.ExternalTensor)}
+    external = {Path(tensor.path) for tensor in external_tensors(source)}
     files = (path, *sorted(external))
     before += signature(files[1:])
     certified = certificate(source, str(path))

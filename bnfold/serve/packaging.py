@@ -16,6 +16,7 @@ import onnx_ir as ir
 from bnfold import io
 from bnfold.errors import ModelError, OutputError, UsageError
 from bnfold.files import reason, replacing, unwritable
+from bnfold.graph import external_tensors
 from bnfold.serve.contract import Contract, Port, contract
 from bnfold.serve.repository import MODEL_FILE, NAME
 
@@ -129,7 +130,7 @@ def kserve(name: str, storage: str, *, gpu: bool = False, replicas: int = 1, mem
 def _copy(path: Path, source: ir.Model, folder: Path) -> None:
     """Copy the files byte for byte: what was verified is what is shipped. External data keeps its place beside it."""
     shutil.copyfile(path, folder / MODEL_FILE)
-    for location in {str(t.location) for t in io.tensors(source) if isinstance(t, ir.ExternalTensor)}:
+    for location in {str(tensor.location) for tensor in external_tensors(source)}:
         place = folder / location
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path.parent / location, place)

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from bnfold import io, runtime
 from bnfold.errors import ModelError, OutputError, UsageError
+from bnfold.graph import total_bytes
 from bnfold.inputs import feeds
 from bnfold.inputs.feeds import Sample
 from bnfold.io import Source, checked
@@ -152,7 +153,7 @@ def bisect(
     refuted = {name for name, layer in layers.items() if layer is not None and layer.ratio > 1.0}
     work = _Work(windows, reference, provider, seed, say, refuted)
     try:
-        with abreast.one_core_products(io.nbytes(original)):
+        with abreast.one_core_products(total_bytes(original)):
             return work.run(work.draw(inputs, samples, dims), method or ("local" if trusted else "splice"))
     except Unsupported as missing:
         return Bisection("inconclusive", method or "local", reasons=(f"no float64 evaluation of: {missing}",))

@@ -13,9 +13,10 @@ import numpy as np
 
 from bnfold import runtime
 from bnfold.arrays import Array
+from bnfold.graph import total_bytes
 from bnfold.inputs import feeds
 from bnfold.inputs.feeds import Sample
-from bnfold.io import Source, checked, nbytes
+from bnfold.io import Source, checked
 from bnfold.providers import DETERMINISM
 from bnfold.verify import abreast, certificate, compare, contract
 from bnfold.verify.judgement import judge
@@ -59,7 +60,7 @@ class Gate:
         self.coverage = Coverage()
         self.local: Local | None = None
         self.used = 0
-        self.size = nbytes(self.changed)
+        self.size = total_bytes(self.changed)
         self.sessions = Sessions(self.candidate, self.options, self.size, self.doubts)
 
     def run(self) -> Verdict:
