@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from bnfold.cli.options import example, output, reports
-from bnfold.errors import UsageError
+from bnfold.cli.options import Option, example, output, reports
+from bnfold.errors import UsageError, printable
 
 
 @click.group(
@@ -43,7 +43,8 @@ def verify(result: str, files: dict[str, str]) -> None:
 @click.argument("sources", nargs=-1, required=True, metavar="LOGDIR|CKPT...")
 @output("the HTML page")
 @click.option("--data", metavar="NAME|PATH", help="Data for the activations, where the checkpoint's own is not here.")
-def train(sources: tuple[str, ...], output: str, data: str | None) -> None:
+@Option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code tells.")
+def train(sources: tuple[str, ...], output: str, data: str | None, quiet: bool) -> None:
     """Show how trainings went: curves, BN's statistics over the steps, activations before and after every norm.
 
     Each source is a folder of `bnfold train --log`, or a checkpoint, of which only the activations are known. Several
@@ -56,6 +57,9 @@ def train(sources: tuple[str, ...], output: str, data: str | None) -> None:
     check_output(output)
     from bnfold.models.story import story
 
-    page = training.html(story(sources, data=data))
+    told = story(sources, data=data)
+    page = training.html(told)
     with replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
+    if not quiet:
+        click.echo(printable(f"{training.title(told)} → {output}"))

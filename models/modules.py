@@ -75,6 +75,21 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+def _imported(text: str, package: str) -> Any:
+    import torch
+
+    try:
+        return importlib.import_module(package)
+    except Exception as error:
+        hint = ""
+        if package in _ZOOS:
+            besides = "" if package == "torchvision" else f"{package} and "
+            hint = f"; install {besides}a torchvision that is built for torch {torch.__version__}"
+        elif isinstance(error, ModuleNotFoundError) and f"{package}.".startswith(f"{error.name}."):
+            hint = "; install it, or call bnfold in the folder that holds it"
+        raise ModelError(f"{text}: {type(error).__name__}: {first_line(error)}{hint}") from error
+
+
 def _call(text: str, package: str, name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     from torch import nn
 
@@ -84,7 +99,7 @@ def _call(text: str, package: str, name: str, kwargs: Mapping[str, Any]) -> nn.M
     if added:
         sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(package)
+        found = _imported(text, package)
         if package in _ZOOS and not hasattr(found, name):
             home, maker = _ZOOS[package]
             found = partial(getattr(importlib.import_module(home), maker), name)
@@ -95,6 +110,8 @@ def _call(text: str, package: str, name: str, kwargs: Mapping[str, Any]) -> nn.M
         if module is not found and isinstance(module, nn.Module) and module.training:
             # As any module is that was just built; in one that was put into eval mode, what trains was left so.
             module.eval()
+    except ModelError:
+        raise
     except Exception as error:
         # It is the user's own code: whatever it raises is for them to see, in one line.
         raise ModelError(f"{text}: {type(error).__name__}: {first_line(error)}") from error

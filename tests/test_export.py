@@ -363,7 +363,10 @@ def test_bad_weights_are_one_line_and_run_nothing(user: Path) -> None:
         ("none.safetensors", {}, ModelError, "no such file; give a checkpoint"),
         ("users_net.py", {}, ModelError, "damaged, or no safetensors file"),
         (".", {}, ModelError, "is not a file"),
-        ("users_nut:Net", {}, ModelError, "No module named 'users_nut'"),
+        ("users_nut:Net", {}, ModelError, "No module named 'users_nut'; install it, or call bnfold in the folder"),
+        ("users_nut.deep:Net", {}, ModelError, "No module named 'users_nut'; install it, or call bnfold in the folder"),
+        ("torchvision:resnet18", {}, ModelError, r"; install a torchvision that is built for torch \d"),
+        ("timm:resnet18", {}, ModelError, r"; install timm and a torchvision that is built for torch \d"),
         ("users_net:Nut", {}, ModelError, "has no attribute 'Nut'"),
         ("users_net:number", {}, ModelError, "not callable"),
         ("users_net:text", {}, ModelError, r"gave str, not a torch\.nn\.Module"),
@@ -382,8 +385,11 @@ def test_bad_weights_are_one_line_and_run_nothing(user: Path) -> None:
     ],
 )
 def test_a_bad_source_is_one_line(
-    user: Path, source: str, arguments: dict[str, Any], error: type[BnfoldError], says: str
-) -> None:
+    user: Path, monkeypatch: pytest.MonkeyPatch, source: str, arguments: dict[str, Any], error: type[BnfoldError],
+    says: str,
+) -> None:  # fmt: skip
+    for absent in ("timm", "torchvision"):
+        monkeypatch.setitem(sys.modules, absent, None)
     with pytest.raises(error, match=says) as caught:
         export(source, **{"inputs": "1x1x5x5", **arguments})
     assert "\n" not in str(caught.value)

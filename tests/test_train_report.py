@@ -41,8 +41,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_shows_both_trainings_and_needs_nothing_but_itself(bnfold: Bnfold, runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "t.html"
-    done = bnfold("report", "train", runs / "batch", runs / "none", "-o", out)
-    assert (done.code, done.out, done.err) == (0, "", "")
+    for quiet, says in ((["-q"], ""), ([], f"batch, none → {out}\n")):
+        done = bnfold("report", "train", runs / "batch", runs / "none", "-o", out, *quiet)
+        assert (done.code, done.out, done.err) == (0, says, "")
     page = out.read_text(encoding="utf-8")
     assert not re.search(r"<script|<link|<img|src=|@import|url\(", page)
     charts = re.findall(r'<svg class="chart".*?</svg>', page, re.DOTALL)

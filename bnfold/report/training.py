@@ -20,13 +20,18 @@ def html(story: Story) -> str:
     """The page of `bnfold.models.story.story`."""
     runs = story["runs"]
     view = {
-        "title": ", ".join(run["name"] for run in runs),
+        "title": title(story),
         "runs": [{**run, "colour": i % 8, "facts": list(_facts(run))} for i, run in enumerate(runs)],
         "curves": list(_curves(runs)),
         "convergence": [_convergence(run) for run in runs if run["statistics"]],
         "activations": [_activations(run) for run in runs],
     }
     return render("training.html", view)
+
+
+def title(story: Story) -> str:
+    """The trainings by name."""
+    return ", ".join(run["name"] for run in story["runs"])
 
 
 def _facts(run: Story) -> Iterator[tuple[str, str]]:
@@ -60,7 +65,7 @@ def _convergence(run: Story) -> Story:
     """Distance of the running from the batch statistics, and the first and last layer's own course."""
     layers = _spread(run["statistics"])
     figures = []
-    for name, text in (("gap", "|batch mean − running mean| / σ"), ("ratio", "batch variance / running variance")):
+    for name, text in (("gap", "|batch − running mean| / σ"), ("ratio", "batch / running variance")):
         series = [Series(_steps(layer), layer[name], i) for i, layer in enumerate(layers)]
         label = f"{text} by step, one line a layer"
         figures.append(chart(series, x_label="step", y_label=text, label=label, log_x=True, log_y=name == "ratio"))
