@@ -18,6 +18,8 @@ CASES = {
     "the half behind": (f"{GELU} a = Mul(x, g)  h = Mul(a, 0.5)  {LINEAR}", "g = Add(e, 1.0)", "g = Add(e, 2.0)"),
     "the half in front": (f"{GELU} a = Mul(x, 0.5)  h = Mul(a, g)  {LINEAR}", "0.5", "0.25"),
     "tanh": (f"{GELU} a = Mul(g, x)  h = Mul(0.5, a)  {LINEAR}".replace("Erf", "Tanh"), "Tanh", "Sigmoid"),
+    "the half inside": (f"{GELU} a = Mul(g, 0.5)  h = Mul(a, x)  {LINEAR}", "e, 1.0", "e, 2.0"),
+    "a gate that is no sum": (f"{GELU} a = Mul(x, g)  h = Mul(a, 0.5)  {LINEAR}", "Add(e", "Sub(e"),
     "gamma": (f"{NORM} h = Mul(n, q[8])  {LINEAR}", "n = Div(d, r)", "n = Div(r, d)"),
     "gamma and beta": (f"{NORM} a = Mul(q[8], n)  h = Add(a, z[8])  {LINEAR}", "Sqrt", "Exp"),
 }
@@ -38,6 +40,14 @@ def test_a_fused_constant_stays(text: str, old: str, new: str) -> None:
     result, _ = folded(twin)
     assert len(operators(result)) < len(operators(twin))
     same(twin, result)
+
+
+@pytest.mark.parametrize("reader", ["h = Add(a, g)", "h = Mul(a, e)", "b = Mul(a, g)  h = Mul(b, a)"])
+def test_a_half_that_no_gate_multiplies_goes(reader: str) -> None:
+    model = build(f"{GELU} w = MatMul(x, u[8,8])  a = Mul(w, 0.5)  {reader}  y = Relu(h) }}")
+    result, _ = folded(model)
+    assert operators(result).count("Mul") == operators(model).count("Mul") - 1
+    same(model, result)
 
 
 def test_a_norm_in_front_of_a_gelu_leaves_it_whole() -> None:

@@ -18,51 +18,40 @@ CURVES = ("Erf", "Tanh")
 
 def fused(op: Op) -> Refusal | None:
     """Refuse a multiplication or addition by a constant that belongs to an activation or a normalization."""
-    if op.type not in ("Mul", "Add", "Div"):
-        return None
-    gelu = _halves(op.node) or _scales(op.node) or _gate(op.output())
-    whole = "GELU" if gelu else "layer normalization" if _rescales(op.node) else None
+    whole = "GELU" if _halves(op) else "layer normalization" if _rescales(op) else None
     if whole is None:
         return None
     detail = f"it is part of a {whole}, which runtimes compute in one step"
     return Refusal(Reason.BARRIER, detail=detail).on(op.output())
 
 
-def _halves(node: ir.Node) -> bool:
-    """Whether the node is the multiplication by ½ in a GELU, before or after the product with the gate."""
-    if node.op_type != "Mul" or not any(_is(value, 0.5) for value in node.inputs):
+def _halves(op: Op) -> bool:
+    """Whether this is the multiplication by ½ in a GELU, wherever in the product with the gate it stands."""
+    if op.type != "Mul" or not any(_is(value, 0.5) for value in op.node.inputs):
         return False
-    if any(_gate(factor) for value in node.inputs for factor in _operands(value, "Mul")):
+    makers = _makers(op)
+    if any(map(_gate, makers)) or any(map(_gate, _makers(*makers, of="Mul"))):
         return True
-    users = [user for user, _ in node.outputs[0].uses()]
-    return bool(users) and all(user.op_type == "Mul" and any(map(_gate, user.inputs)) for user in users)
+    users = [Op(user) for user, _ in op.output().uses()]
+    return bool(users) and all(any(map(_gate, _makers(user, of="Mul"))) for user in users)
 
 
-def _scales(node: ir.Node) -> bool:
-    """Whether the node is the constant factor of what a GELU's gate is computed of."""
-    users = [user for user, _ in node.outputs[0].uses()]
-    gates = [gate for user in users if user.op_type in CURVES for gate, _ in user.outputs[0].uses()]
-    return len(users) == len(gates) == 1 and _gate(gates[0].outputs[0]) and node.op_type != "Add"
+def _gate(op: Op) -> bool:
+    """Whether this is 1 + erf(…) or 1 + tanh(…)."""
+    return any(maker.type in CURVES for maker in _makers(op, of="Add")) and any(_is(x, 1.0) for x in op.node.inputs)
 
 
-def _gate(value: ir.Value | None) -> bool:
-    """Whether the value is 1 + erf(…) or 1 + tanh(…)."""
-    parts = _operands(value, "Add")
-    return any(_is(part, 1.0) for part in parts) and any(_made_by(part, *CURVES) for part in parts)
+def _rescales(op: Op) -> bool:
+    """Whether this applies gamma or beta to a normalized value."""
+    scaled = _makers(op, of="Add")
+    return any(map(_normalized, _makers(op, *scaled, of="Mul")))
 
 
-def _rescales(node: ir.Node) -> bool:
-    """Whether the node applies gamma or beta to a normalized value."""
-    if node.op_type == "Mul":
-        return any(map(_normalized, node.inputs))
-    factors = [factor for value in node.inputs for factor in _operands(value, "Mul")]
-    return node.op_type == "Add" and any(map(_normalized, factors))
-
-
-def _normalized(value: ir.Value | None) -> bool:
-    """Whether the value is … / √(mean(…) + ε)."""
-    deviation = [part for root in _operands(value, "Div")[1:] for part in _operands(root, "Sqrt")]
-    return any(_made_by(part, "ReduceMean") for variance in deviation for part in _operands(variance, "Add"))
+def _normalized(op: Op) -> bool:
+    """Whether this is … / √(mean(…) + ε)."""
+    root = op.maker(1) if op.type == "Div" else None
+    sums = [] if root is None else _makers(root, of="Sqrt")
+    return any(variance.type == "ReduceMean" for variance in _makers(*sums, of="Add"))
 
 
 def _is(value: ir.Value | None, number: float) -> bool:
@@ -70,12 +59,7 @@ def _is(value: ir.Value | None, number: float) -> bool:
     return held is not None and held.size == 1 and float(held.numpy().reshape(())) == number
 
 
-def _made_by(value: ir.Value | None, *op_types: str) -> bool:
-    node = None if value is None else value.producer()
-    return node is not None and Op(node).type in op_types
-
-
-def _operands(value: ir.Value | None, op_type: str) -> tuple[ir.Value | None, ...]:
-    """Return the operands of what computes the value, if that is a node of this type."""
-    node = None if value is None else value.producer()
-    return tuple(node.inputs) if node is not None and Op(node).type == op_type else ()
+def _makers(*ops: Op, of: str | None = None) -> list[Op]:
+    """Return what computes the operands of these, or of those of one type."""
+    found = (op.maker(slot) for op in ops if of in (None, op.type) for slot in range(len(op.node.inputs)))
+    return [maker for maker in found if maker is not None]
