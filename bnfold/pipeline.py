@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from bnfold import constants
 from bnfold.folding.report import FOLD_MAP, SOURCE_DIGEST, FoldReport
 from bnfold.graph import external_tensors, total_bytes
 from bnfold.graph.skeleton import check
@@ -115,7 +116,10 @@ def optimize(
         # A copy only where somebody still needs the original: the proof, or the caller whose model it is.
         model = original.clone() if verify or original is source else original
     with step("simplify", "simplifying"):
-        model, simplified = _simplify(model, simplify)
+        simpler, simplified = _simplify(model, simplify)
+        if simpler is not model:
+            constants.note(model, simpler)
+            model = simpler
     with step("fold", "folding"):
         dims = (verify_options or {}).get("dims")
         report = rewrite(model, freeze_initializers=freeze_initializers, merge=merge, dims=dims)

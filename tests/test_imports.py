@@ -90,6 +90,7 @@ MAY = {
     "folding.commit": f"{_ALGEBRA} folding.numbering folding.walk",
     "folding.functions": "graph rules",
     "metadata": "",
+    "constants": "metadata graph",
     "folding.frozen": "metadata affine graph",
     "folding.report": "metadata rules",
     "folding.fold": f"{_ALGEBRA} folding",

@@ -9,13 +9,15 @@ out anew from the original (`recompute`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from bnfold import __version__, metadata
+from bnfold.constants import CONSTANTS, noted
 from bnfold.folding.report import FOLD_MAP, FOLD_MAP_VERSION, SOURCE_DIGEST
 from bnfold.graph import BATCH_NORM, is_op, node_count
 from bnfold.io import digest
@@ -23,6 +25,7 @@ from bnfold.rewrite import clean, rewrite
 from bnfold.simplify import simplify
 from bnfold.verify.probe import Recomputed
 from bnfold.verify.recompute import recompute
+from bnfold.verify.simplified import simplified
 from bnfold.verify.structure import model_differences
 from bnfold.verify.verdict import Finding, inconclusive
 from bnfold.verify.windows import Windows
@@ -153,7 +156,7 @@ def fold_log(model: ir.Model) -> list[Mapping[str, Any]] | None:
 def _replay(original: ir.Model, candidate: ir.Model, result: Certificate) -> bool:
     """Make the fold again and compare; return whether the candidate's names are what bnfold left them.
 
-    They are not where onnxsim, which keeps names on what it rewrites, came first.
+    They are not where only onnxsim, which keeps names on what it rewrites, makes the same again.
     """
     log = fold_log(candidate)
     if log is None:
@@ -170,11 +173,11 @@ def _replay(original: ir.Model, candidate: ir.Model, result: Certificate) -> boo
         result.warnings.append(f"bnfold {maker} folded the candidate, this is {__version__}: not replayed bit for bit")
         return False
     result.applies = True
-    differences, simplified = _nearest(original, candidate)
+    differences, renamed = _nearest(original, candidate)
     result.problems += map(_problem, differences[:SHOWN])
     if len(differences) > SHOWN:
         result.problems.append(_problem(f"{len(differences) - SHOWN} further differences"))
-    return not simplified
+    return not renamed
 
 
 def _problem(text: str, layer: str | None = None) -> Finding:
@@ -187,23 +190,25 @@ def trusts_names(original: ir.Model, candidate: ir.Model) -> bool:
 
 
 def _nearest(original: ir.Model, candidate: ir.Model) -> tuple[list[str], bool]:
-    """Return the differences from the recipe that comes nearest, and whether that one simplifies first."""
+    """Return the differences from the recipe that comes nearest, and whether onnxsim had a part in that one."""
     best: tuple[list[str], bool] | None = None
     wanted = _cleaned(candidate.clone())
-    for simplified, recipe in _recipes(original, candidate):
-        found = list(itertools.islice(model_differences(_cleaned(recipe(original.clone())), wanted), 10_000))
+    for renamed, made in _recipes(original, candidate):
+        found = list(itertools.islice(model_differences(_cleaned(made), wanted), 10_000))
         if best is None or len(found) < len(best[0]):
-            best = found, simplified
+            best = found, renamed
         if not found:
             break
     assert best is not None
     return best
 
 
-def _recipes(
-    original: ir.Model, candidate: ir.Model
-) -> Iterator[tuple[bool, Callable[[ir.Model], ir.Model]]]:
-    """Yield the ways in which bnfold may have made the candidate: constants simplified first or not."""
+def _recipes(original: ir.Model, candidate: ir.Model) -> Iterator[tuple[bool, ir.Model]]:
+    """Yield what bnfold may have made of the original, and whether onnxsim had a part in it.
+
+    Where the candidate notes which constants were simplified, that is done again here; onnxsim, which takes seconds,
+    is asked only if it comes out otherwise.
+    """
     listed = [v.name for v in original.graph.inputs if v.name in original.graph.initializers]
     kept = {v.name for v in candidate.graph.inputs}
     freeze = bool(listed) and not any(name in kept for name in listed)
@@ -216,10 +221,18 @@ def _recipes(
         rewrite(model, freeze_initializers=freeze, merge=bool(merges), dims=dims)
         return model
 
-    yield False, folded
-    yield True, lambda model: folded(simplify(model, "always")[0])
+    if candidate.metadata_props.get(CONSTANTS) == original.metadata_props.get(CONSTANTS):
+        yield False, folded(original.clone())
+        return
+    names = noted(candidate)
+    again = None if names is None else simplified(original, names)
+    if again is not None:
+        yield False, folded(again)
+    yield True, folded(simplify(original.clone(), "always")[0])
 
 
 def _cleaned(model: ir.Model) -> ir.Model:
+    """The model without what nothing reads; a constant is one whether a node or an initializer holds it."""
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     clean(model)
     return model
