@@ -38,6 +38,7 @@ SHARE = click.FloatRange(0, 1)
 @click.option("--timeout", type=SECONDS, default=30.0, show_default=True, metavar="S", help="How long a request waits.")
 @click.option("--max-connections", type=COUNT, default=1024, show_default=True, metavar="N", help="At one time.")
 @click.option("--max-body", type=COUNT, default=64, show_default=True, metavar="MIB", help="Largest request.")
+@click.option("--max-pending", type=COUNT, default=512, show_default=True, metavar="MIB", help="All requests together.")
 @click.option("--token-file", metavar="F", help="File with the bearer token that callers must send.")
 @click.option("--tls-cert", metavar="F", help="Certificate chain, PEM.")
 @click.option("--tls-key", metavar="F", help="Its key, PEM.")
@@ -57,8 +58,9 @@ SHARE = click.FloatRange(0, 1)
     help="What is logged; debug has every request.",
 )
 def command(
-    source: str, max_body: int, device_memory: int | None, custom_ops: tuple[str, ...], supervise: bool, **options: Any
-) -> int:
+    source: str, max_body: int, max_pending: int, device_memory: int | None, custom_ops: tuple[str, ...],
+    supervise: bool, **options: Any,
+) -> int:  # fmt: skip
     """Serve a MODEL, or a REPOSITORY of folders NAME/VERSION/model.onnx, by the Open Inference Protocol v2."""
     from pathlib import Path
 
@@ -67,6 +69,7 @@ def command(
     settings = Settings(
         Path(source),
         max_body=max_body * MIB,
+        max_pending=max_pending * MIB,
         device_memory=None if device_memory is None else device_memory * MIB,
         custom_ops=tuple(str(Path(library).resolve()) for library in custom_ops),
         **options,

@@ -44,7 +44,7 @@ async def _serve(core: Core, bound: Sequence[socket.socket], parent: socket.sock
     if parent is not None:
         loop.add_reader(parent, stop.set)  # it never writes: readable means closed
     secured = listeners.tls(settings)
-    rpc, rpc_port = listeners.grpc_server(settings, partial(service.call, core), secured)
+    rpc, rpc_port = listeners.grpc_server(settings, partial(service.call, core), core.budget, secured)
     servers = [listeners.http_server(app, settings, secured) for app in (http.app(core), http.metrics_app(core))]
     tasks = [loop.create_task(server.serve([place])) for server, place in zip(servers, bound, strict=True)]
     await rpc.start()

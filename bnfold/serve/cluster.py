@@ -30,13 +30,14 @@ from starlette.routing import Route
 from bnfold import __version__
 from bnfold.errors import BnfoldError, ModelError, UsageError
 from bnfold.providers import named
-from bnfold.serve import http, listeners, log
+from bnfold.serve import listeners, log
 from bnfold.serve import metrics as exposition
 from bnfold.serve.app import stopped
-from bnfold.serve.errors import INTERNAL, Refused, overloaded
+from bnfold.serve.errors import Refused, failed, overloaded
 from bnfold.serve.machine import cores
 from bnfold.serve.memory import Budget, Trimmer, trim
 from bnfold.serve.replica import APPLICATION, DEPLOYMENT, Replica, ask
+from bnfold.serve.replies import refusal
 from bnfold.serve.repository import repository
 from bnfold.serve.security import authorize, read_token
 from bnfold.serve.settings import Settings
@@ -70,8 +71,7 @@ def run(settings: Settings) -> int:
         place = bind(settings.host, settings.metrics_port)
         try:
             settings = _join(settings)
-            budget = Budget(settings.max_pending, freed=Trimmer(trim).freed)
-            fleet = Fleet(_deploy(settings), read_token(settings.token_file), budget)
+            fleet = Fleet(_deploy(settings), read_token(settings.token_file))
             with asyncio.Runner(loop_factory=listeners.event_loop()) as runner:
                 runner.run(_serve(fleet, settings, place))
         finally:
@@ -88,17 +88,9 @@ class Fleet:
 
     handle: Any  # a DeploymentHandle of the replicas
     token: bytes | None
-    budget: Budget
 
     async def call(self, method: str, data: bytes, remaining: float | None) -> bytes:
         """Have one replica answer a call; raises `Refused`."""
-        self.budget.take(len(data))
-        try:
-            return await self._hand_on(method, data, remaining)
-        finally:
-            self.budget.give_back(len(data))
-
-    async def _hand_on(self, method: str, data: bytes, remaining: float | None) -> bytes:
         asked = self.handle.call.remote(method, data, remaining)
         try:
             status, answer = await asked
@@ -108,7 +100,7 @@ class Fleet:
         except (RayActorError, RayServeException, TaskCancelledError) as error:
             raise overloaded("the replica that had this request is gone; try again", "lost") from error
         except RayError as error:
-            raise Refused("the server failed on this request; its log says more", INTERNAL, "failed") from error
+            raise failed() from error
         if status != 200:
             raise Refused(answer, status)
         return bytes(answer)
@@ -118,7 +110,7 @@ class Fleet:
         try:
             authorize(self.token, request.headers.get("authorization"))
         except Refused as error:
-            return http.refusal(error)
+            return refusal(error)
         found = Labelled(await ask(self.handle, "metrics", timeout=_ASK_S))
         return Response(exposition.render(found), media_type=exposition.CONTENT_TYPE)
 
@@ -142,7 +134,8 @@ class Labelled(Collector):
 
 async def _serve(fleet: Fleet, settings: Settings, place: Any) -> None:
     stop, secured = stopped(), listeners.tls(settings)
-    rpc, rpc_port = listeners.grpc_server(settings, fleet.call, secured)
+    budget = Budget(settings.max_pending, freed=Trimmer(trim).freed)
+    rpc, rpc_port = listeners.grpc_server(settings, fleet.call, budget, secured)
     metrics = listeners.http_server(Starlette(routes=[Route("/metrics", fleet.metrics)]), settings, secured)
     task = asyncio.get_running_loop().create_task(metrics.serve([place]))
     await rpc.start()

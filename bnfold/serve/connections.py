@@ -9,7 +9,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-# Seconds within which a request's headers must be there, and then the body at no less than RATE bytes a second.
+# Seconds within which a request's headers must be there; bodies and answers then go at RATE bytes a second at least.
 PATIENCE = 8.0
 RATE = 16 * 1024
 HEADERS = 32 * 1024
@@ -25,6 +25,7 @@ class Guarded(HttpToolsProtocol):
     _incomplete = True
     _received = 0
     _headers = 0
+    _reader: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -35,6 +36,7 @@ class Guarded(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._leave_reader()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -46,6 +48,14 @@ class Guarded(HttpToolsProtocol):
             self._arm()
         elif not self._incomplete:
             self._disarm()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._leave_reader()
+        super().resume_writing()
 
     def on_message_begin(self) -> None:
         self._incomplete, self._headers = True, 0
@@ -98,6 +108,21 @@ class Guarded(HttpToolsProtocol):
             self._arm()
         else:
             self.transport.abort()
+
+    def _watch_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._reader = self.loop.call_later(PATIENCE, self._unread, left)
+
+    def _leave_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+
+    def _unread(self, before: int) -> None:
+        if before - self.transport.get_write_buffer_size() < PATIENCE * RATE:
+            self.transport.abort()
+        else:
+            self._watch_reader()
 
     def _refuse(self, status: int, text: str) -> None:
         body = json.dumps({"error": text}).encode()

@@ -16,7 +16,7 @@ from typing import Any
 from bnfold.errors import BnfoldError, ModelError, ProviderError
 from bnfold.serve import log
 from bnfold.serve.batching import Job, Limits
-from bnfold.serve.errors import INTERNAL, INVALID, UNSUPPORTED, Refused, overloaded, unknown
+from bnfold.serve.errors import INTERNAL, INVALID, UNSUPPORTED, Refused, failed, overloaded, unknown
 from bnfold.serve.machine import cores
 from bnfold.serve.memory import Budget, Trimmer, trim
 from bnfold.serve.model import Model, open_model, signature
@@ -57,7 +57,7 @@ class Pending:
         except Exception as error:
             stats.failed(time.perf_counter_ns() - self.start, "failed")
             log.error("failed", model=self.request.model, error=error)
-            raise Refused("the server failed on this request; its log says more", INTERNAL, "failed") from error
+            raise failed() from error
         job, model = self.job, self.serving.model
         stats.answered(time.perf_counter_ns() - self.start, job.rows, job.started - job.came)
         ports = model.contract.outputs

@@ -33,3 +33,8 @@ def unsupported(message: str) -> Refused:
 def overloaded(message: str, reason: str) -> Refused:
     """Right, but not now: the queue is full, the time is up, or the server is going down."""
     return Refused(message, OVERLOADED, reason)
+
+
+def failed() -> Refused:
+    """A fault of ours."""
+    return Refused("the server failed on this request; its log says more", INTERNAL, "failed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -17,9 +16,10 @@ from starlette.routing import Route
 from bnfold.serve import documents, log, wire
 from bnfold.serve import metrics as exposition
 from bnfold.serve.core import Core, Pending
-from bnfold.serve.errors import INTERNAL, OVERLOADED, UNAUTHORIZED, Refused, too_large, unsupported
-from bnfold.serve.memory import Budget
+from bnfold.serve.errors import OVERLOADED, Refused, failed, too_large, unsupported
+from bnfold.serve.memory import Share
 from bnfold.serve.page import REFRESH, page
+from bnfold.serve.replies import Answer, document, refusal
 from bnfold.serve.security import accepted, authorize, compress, decompress, read_token
 
 Handler = Callable[[Core, Request], Awaitable[Response]]
@@ -65,30 +65,28 @@ def _application(core: Core, rows: Sequence[tuple[str, str, Handler]]) -> Starle
 
         return call
 
-    async def failed(request: Request, error: Exception) -> Response:
+    async def crashed(request: Request, error: Exception) -> Response:
         log.error("failed", method=request.method, path=request.url.path, error=error)
-        return refusal(Refused("the server failed on this request; its log says more", INTERNAL, "failed"))
+        return refusal(failed())
 
     async def no_route(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 404
         text = "no such address" if status == 404 else f"{request.method} is not possible here"
-        return _json({"error": f"{text}: {request.url.path:.200}"}, status)
+        return document({"error": f"{text}: {request.url.path:.200}"}, status)
 
     routes = [Route(path, endpoint(handler), methods=[method]) for method, path, handler in rows]
-    result = Starlette(routes=routes, exception_handlers={HTTPException: no_route, Exception: failed})
+    result = Starlette(routes=routes, exception_handlers={HTTPException: no_route, Exception: crashed})
     result.state.registry = exposition.registry(core)
     return result
 
 
 async def infer(core: Core, request: Request) -> Response:
     """POST …/infer."""
-    held = 0
-    try:
-        body, held = await _body(request, core.settings.max_body, core.budget)
+    with core.budget.share() as share:
         asked, wishes = wire.parse(
             request.path_params["name"],
             request.path_params.get("version", ""),
-            body,
+            await _body(request, core.settings.max_body, share),
             request.headers.get(wire.HEADER_LENGTH),
         )
         pending = core.submit(asked)
@@ -96,20 +94,17 @@ async def infer(core: Core, request: Request) -> Response:
             await _watch(request, pending)
         answer = await pending.answer()
         parts, header = wire.render(answer, wishes)
-    finally:
-        core.budget.give_back(held)
     headers = {} if header is None else {wire.HEADER_LENGTH: str(header)}
     media = "application/json" if header is None else "application/octet-stream"
-    content = b"".join(parts)
-    encoding = accepted(request.headers.get("accept-encoding")) if len(content) >= _SMALL else ""
+    encoding = accepted(request.headers.get("accept-encoding")) if sum(map(len, parts)) >= _SMALL else ""
     if encoding:
-        content, headers["content-encoding"] = compress(encoding, content), encoding
-    return Response(content, headers=headers, media_type=media)
+        parts, headers["content-encoding"] = [compress(encoding, b"".join(parts))], encoding
+    return Answer(parts, core.budget, headers, media)
 
 
 async def server(core: Core, request: Request) -> Response:
     """GET /v2."""
-    return _json(documents.server())
+    return document(documents.server())
 
 
 async def status(core: Core, request: Request) -> Response:
@@ -119,42 +114,42 @@ async def status(core: Core, request: Request) -> Response:
 
 async def live(core: Core, request: Request) -> Response:
     """GET /v2/health/live: the process answers."""
-    return _json({"live": True})
+    return document({"live": True})
 
 
 async def ready(core: Core, request: Request) -> Response:
     """GET /v2/health/ready: every model that should be served is, on the provider that was asked for."""
     why = core.not_ready()
-    return _json({"ready": not why, "reasons": why}, OVERLOADED if why else 200)
+    return document({"ready": not why, "reasons": why}, OVERLOADED if why else 200)
 
 
 async def model(core: Core, request: Request) -> Response:
     """GET /v2/models/{name}[/versions/{version}]."""
-    return _json(documents.model(core, request.path_params["name"], request.path_params.get("version", "")))
+    return document(documents.model(core, request.path_params["name"], request.path_params.get("version", "")))
 
 
 async def model_ready(core: Core, request: Request) -> Response:
     """GET …/ready."""
     name, version = request.path_params["name"], request.path_params.get("version", "")
     is_ready = core.ready(name, version)
-    return _json({"name": name, "ready": is_ready}, 200 if is_ready else OVERLOADED)
+    return document({"name": name, "ready": is_ready}, 200 if is_ready else OVERLOADED)
 
 
 async def model_config(core: Core, request: Request) -> Response:
     """GET …/config, of Triton's protocol."""
-    return _json(documents.config(core, request.path_params["name"], request.path_params.get("version", "")))
+    return document(documents.config(core, request.path_params["name"], request.path_params.get("version", "")))
 
 
 async def statistics(core: Core, request: Request) -> Response:
     """GET …/stats and /v2/models/stats."""
     name, version = request.path_params.get("name", ""), request.path_params.get("version", "")
-    return _json(documents.statistics(core, name, version))
+    return document(documents.statistics(core, name, version))
 
 
 async def index(core: Core, request: Request) -> Response:
     """POST /v2/repository/index."""
     content = await _parameters(core, request)
-    return _json(documents.index(core, only_ready=content.get("ready") is True))
+    return document(documents.index(core, only_ready=content.get("ready") is True))
 
 
 async def load(core: Core, request: Request) -> Response:
@@ -164,21 +159,21 @@ async def load(core: Core, request: Request) -> Response:
     if not isinstance(parameters, dict):
         raise Refused("parameters must be an object")
     await core.load(request.path_params["name"], parameters)
-    return _json({})
+    return document({})
 
 
 async def unload(core: Core, request: Request) -> Response:
     """POST /v2/repository/models/{name}/unload."""
     await _parameters(core, request)
     await core.unload(request.path_params["name"])
-    return _json({})
+    return document({})
 
 
 async def roll_back(core: Core, request: Request) -> Response:
     """POST /v2/repository/models/{name}/rollback, our own: the version before the current one answers again."""
     await _parameters(core, request)
     core.roll_back(request.path_params["name"], "asked for")
-    return _json({})
+    return document({})
 
 
 async def metrics(core: Core, request: Request) -> Response:
@@ -217,44 +212,35 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
 )  # fmt: skip
 
 
-async def _body(request: Request, limit: int, budget: Budget) -> tuple[bytes | bytearray, int]:
-    """Read a body within the limits; return it, decompressed, and what it took of the budget."""
+async def _body(request: Request, limit: int, share: Share) -> bytes | bytearray:
+    """Read a body within the limits; return it, decompressed."""
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > limit:
         raise too_large(f"the body has {int(announced)} bytes, and {limit} are allowed")
-    body, held = bytearray(), 0
-    try:
-        while True:
-            message = await request.receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
-            piece = message.get("body", b"")
-            if len(body) + len(piece) > limit:
-                raise too_large(f"the body has more than the {limit} bytes that are allowed")
-            budget.take(len(piece))
-            held += len(piece)
-            body += piece
-            if not message.get("more_body"):
-                break
-        encoding = request.headers.get("content-encoding", "").strip().lower()
-        if encoding:
-            full = decompress(encoding, body, limit)
-            budget.take(len(full))
-            held += len(full)
-            return full, held
-        return body, held
-    except BaseException:
-        budget.give_back(held)
-        raise
+    body, more = bytearray(), True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        piece = message.get("body", b"")
+        if len(body) + len(piece) > limit:
+            raise too_large(f"the body has more than the {limit} bytes that are allowed")
+        share.take(len(piece))
+        body += piece
+        more = message.get("more_body", False)
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if not encoding:
+        return body
+    full = decompress(encoding, body, limit)
+    share.take(len(full))
+    return full
 
 
 async def _parameters(core: Core, request: Request) -> dict[str, Any]:
     """The JSON object of a small request; an empty body is an empty one."""
-    body, held = await _body(request, core.settings.max_body, core.budget)
-    try:
+    with core.budget.share() as share:
+        body = await _body(request, core.settings.max_body, share)
         return wire.parse_object(body, "request") if body.strip() else {}
-    finally:
-        core.budget.give_back(held)
 
 
 async def _watch(request: Request, pending: Pending) -> None:
@@ -273,17 +259,3 @@ async def _watch(request: Request, pending: Pending) -> None:
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def refusal(error: Refused) -> Response:
-    """What a request is answered with that was refused."""
-    response = _json({"error": str(error)}, error.status)
-    if error.status == OVERLOADED:
-        response.headers["retry-after"] = "1"
-    if error.status == UNAUTHORIZED:
-        response.headers["www-authenticate"] = "Bearer"
-    return response
-
-
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(json.dumps(content, separators=(",", ":")), status, media_type="application/json")

@@ -19,6 +19,7 @@ from bnfold.errors import InputError, UsageError
 from bnfold.files import reason
 from bnfold.serve import grpc as rpc
 from bnfold.serve.connections import PATIENCE, guarded
+from bnfold.serve.memory import Budget
 from bnfold.serve.settings import Settings
 from bnfold.serve.sockets import AddressError, bind
 
@@ -92,13 +93,13 @@ def http_server(application: Starlette, settings: Settings, secured: Tls | None)
     return Quiet(config)
 
 
-def grpc_server(settings: Settings, call: rpc.Call, secured: Tls | None) -> tuple[Any, int]:
+def grpc_server(settings: Settings, call: rpc.Call, budget: Budget, secured: Tls | None) -> tuple[Any, int]:
     """A gRPC server, bound and not started, and its port. Raises `AddressError`."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     # gRPC only says that it failed, and writes the reason to stderr.
     bind(settings.host, settings.grpc_port).close()
     try:
-        return rpc.server(settings, call, secured and secured.credentials, f"{host}:{settings.grpc_port}")
+        return rpc.server(settings, call, budget, secured and secured.credentials, f"{host}:{settings.grpc_port}")
     except RuntimeError as error:
         raise AddressError(f"{host}:{settings.grpc_port}: gRPC can't listen there; choose another port") from error
 

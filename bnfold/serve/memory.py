@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from bnfold.serve.errors import overloaded
@@ -28,10 +29,36 @@ class Budget:
             raise overloaded("too many large requests at once; try again", "memory")
         self.held += size
 
+    def add(self, size: int) -> None:
+        """Count what is there already and has to go out: an answer is not refused, but what comes after it may be."""
+        self.held += size
+
     def give_back(self, size: int) -> None:
         """What was taken is no longer held."""
         self.held -= size
         self.freed(size)
+
+    @contextmanager
+    def share(self) -> Iterator[Share]:
+        """What one request takes, given back at the end."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self.give_back(share.size)
+
+
+@dataclass
+class Share:
+    """What one request holds of a budget."""
+
+    budget: Budget
+    size: int = 0
+
+    def take(self, size: int) -> None:
+        """Reserve more; raises `Refused`."""
+        self.budget.take(size)
+        self.size += size
 
 
 @dataclass

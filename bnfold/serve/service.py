@@ -19,16 +19,14 @@ _SERVING, _NOT_SERVING = 1, 2
 
 
 async def call(core: Core, method: str, data: bytes, remaining: float | None) -> bytes:
-    """Answer one call of a method in `METHODS`; the message counts against the core's budget. Raises `Refused`."""
+    """Answer one call of a method in `METHODS`; raises `Refused`."""
     handler, request, response = METHODS[method]
-    core.budget.take(len(data))
-    try:
-        answer = await handler(core, parse(request, data), remaining)
-        if not isinstance(answer, dict):
-            return bytes(answer.SerializeToString())
-        return bytes(MESSAGES[response](**answer).SerializeToString())
-    finally:
-        core.budget.give_back(len(data))
+    asked = handler(core, parse(request, data), remaining)
+    del data  # which would be held twice while the request waits
+    answer = await asked
+    if not isinstance(answer, dict):
+        return bytes(answer.SerializeToString())
+    return bytes(MESSAGES[response](**answer).SerializeToString())
 
 
 def parse(name: str, data: bytes) -> Any:
@@ -40,7 +38,9 @@ def parse(name: str, data: bytes) -> Any:
 
 
 async def _infer(core: Core, message: Any, remaining: float | None) -> Any:
-    return rpc.response(await core.infer(rpc.request(message, remaining)))
+    request = rpc.request(message, remaining)
+    del message  # its tensors are the request's now
+    return rpc.response(await core.infer(request))
 
 
 async def _live(core: Core, message: Any, remaining: float | None) -> Any:

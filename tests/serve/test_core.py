@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 
 from bnfold.errors import ModelError
-from bnfold.serve import service
 from bnfold.serve.core import Core
 from bnfold.serve.errors import Refused
-from bnfold.serve.messages import MESSAGES
 from bnfold.serve.model import Model
 from bnfold.serve.observe import Finished, Observer
 from bnfold.serve.request import Request, Tensor
@@ -238,28 +236,6 @@ def test_an_allowed_library_is_loaded_and_no_other(tmp_path: Path) -> None:
                 await core.start()
 
         run(core, story())
-
-
-def test_grpc_messages_count_against_the_memory_of_all_requests(tmp_path: Path) -> None:
-    """Two messages of 600 kB at a time are more than 1 MiB; each alone is answered, and nothing stays reserved."""
-    zoo.repository(tmp_path, "slow")
-    core = Core(Settings(tmp_path, threads=1, max_pending=1 << 20))
-    rows = np.zeros((50_000, 3), np.float32)
-    message = MESSAGES["ModelInferRequest"](model_name="slow")
-    message.inputs.add(name="x", datatype="FP32", shape=rows.shape)
-    message.inputs.add(name="n", datatype="INT64", shape=[])
-    message.raw_input_contents.extend([rows.tobytes(), np.int64(200).tobytes()])
-    data = message.SerializeToString()
-
-    async def story() -> None:
-        await core.start()
-        both = [service.call(core, "ModelInfer", data, None) for _ in range(2)]
-        answer, refused = await asyncio.gather(*both, return_exceptions=True)
-        assert isinstance(answer, bytes) and isinstance(refused, Refused)
-        assert refused.status == 503 and "too many large requests" in str(refused)
-        assert core.budget.held == 0 and await service.call(core, "ModelInfer", data, None)
-
-    run(core, story())
 
 
 def test_one_broken_model_is_told_once_and_several_each(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
