@@ -24,15 +24,20 @@ def command() -> None:
 )
 @click.argument("result")
 @reports
-def verify(result: str, files: dict[str, str]) -> None:
+@Option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code tells.")
+def verify(result: str, files: dict[str, str], quiet: bool) -> None:
     """Make reports of RESULT, what `bnfold verify` or `bnfold optimize` wrote with --json or --json-file."""
     from bnfold.report import writing
-    from bnfold.report.findings import read
+    from bnfold.report.findings import outcome, read
 
     if not files:
         raise UsageError("name at least one report to write, such as --html FILE")
     writing.check(files, [result])
-    writing.write(read(result), files)
+    document = read(result)
+    writing.write(document, files)
+    if not quiet:
+        said = f"{document['reference']}, {document['candidate']}: {outcome(document)[1]}"
+        click.echo(printable(f"{said} → {', '.join(files.values())}"))
 
 
 @command.command(
