@@ -61,7 +61,7 @@ def scale(axis: LogAxis) -> str:
 
 def ratio(axis: LogAxis, value: float | None, status: str, label: str, marks: Mapping[str, float | None]) -> str:
     """A bar from the left to `value`, the limit as a line, and thin marks by class name."""
-    parts = [_line(position, "grid") for position, name in axis.ticks if name != "limit"]
+    parts = [line(position, "grid") for position, name in axis.ticks if name != "limit"]
     middle = HEIGHT / 2
     if value is None or value > 0:
         parts.append(
@@ -72,7 +72,7 @@ def ratio(axis: LogAxis, value: float | None, status: str, label: str, marks: Ma
         for name, mark in marks.items()
         if mark
     ]
-    parts.append(_line(axis.at(1.0), "limit"))
+    parts.append(line(axis.at(1.0), "limit"))
     return element(HEIGHT, label, parts)
 
 
@@ -97,13 +97,14 @@ def stack(parts: Mapping[str, float], label: str) -> str:
     return element(22, label, drawn)
 
 
+def line(position: float, kind: str) -> str:
+    """A vertical line through a plot of the usual height, at `position` percent of its width."""
+    return f'<line class="{kind}" x1="{position}%" x2="{position}%" y1="0" y2="{HEIGHT}"/>'
+
+
 def element(height: float, label: str, parts: Sequence[str]) -> str:
     role = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
     return f'<svg width="100%" height="{height:g}" {role}>{"".join(parts)}</svg>'
-
-
-def _line(position: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{position}%" x2="{position}%" y1="0" y2="{HEIGHT}"/>'
 
 
 def _superscript(number: int) -> str:

@@ -16,7 +16,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -120,11 +119,6 @@ def by_output(weight: Array, linear: ir.Node) -> Array:
 
 def _integer(node: ir.Node, name: str, default: int) -> int:
     return node.attributes[name].as_int() if name in node.attributes else default
-
-
-def smallest_subnormal(dtype: ir.DataType) -> float:
-    """η: below it a type holds nothing but zero."""
-    return float(ml_dtypes.finfo(dtype.numpy()).smallest_subnormal)  # type: ignore[no-untyped-call]
 
 
 def _array(value: ir.Value | None) -> Float64 | None:

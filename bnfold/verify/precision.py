@@ -15,6 +15,11 @@ def unit_roundoff(dtype: np.dtype[Any]) -> float:
     return float(ml_dtypes.finfo(dtype).eps) / 2.0  # type: ignore[no-untyped-call]
 
 
+def smallest_subnormal(dtype: np.dtype[Any]) -> float:
+    """Return η, below which a floating-point type holds nothing but zero."""
+    return float(ml_dtypes.finfo(dtype).smallest_subnormal)  # type: ignore[no-untyped-call]
+
+
 FLOATS = (ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 UNIT_ROUNDOFF = {kind: unit_roundoff(kind.numpy()) for kind in FLOATS}
 
@@ -34,8 +39,7 @@ def underflow(dtype: np.dtype[Any]) -> float:
     Types shorter than float32 are computed in it, and stored with subnormals.
     """
     computed = np.float64 if dtype == np.float64 else np.float32
-    stored = float(ml_dtypes.finfo(dtype).smallest_subnormal)  # type: ignore[no-untyped-call]
-    return max(stored, float(np.finfo(computed).smallest_normal))
+    return max(smallest_subnormal(dtype), float(np.finfo(computed).smallest_normal))
 
 
 def not_a_number(model: ir.Model) -> list[str]:

@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from bnfold.arrays import Array
 from bnfold.graph import shape
-from bnfold.verify.formulas import LINEAR, smallest_subnormal, stored
+from bnfold.verify.formulas import LINEAR, stored
 from bnfold.verify.magnitude import bounded
-from bnfold.verify.precision import UNIT_ROUNDOFF
+from bnfold.verify.precision import UNIT_ROUNDOFF, smallest_subnormal
 from bnfold.verify.reference import Evaluator
 from bnfold.verify.windows import Piece, Window, Windows, extracted
 
@@ -93,7 +93,7 @@ def probed(windows: Windows, window: Window, kind: ir.DataType, factors: tuple[f
     base_c = bounded(other, _impulses(feeds, 0, 0)).y
     if base.y.shape != base_c.shape or base.y.shape[:1] != (1,):
         return None  # the leading axis is no batch, so that probes do not stay apart
-    unit, least = UNIT_ROUNDOFF[kind] * _roundings(window.candidate), smallest_subnormal(kind)
+    unit, least = UNIT_ROUNDOFF[kind] * _roundings(window.candidate), smallest_subnormal(kind.numpy())
     shift = base_c - base.y
     bias = over(shift, factors[1] * (unit * base.m + least))
     weight, slopes, signs = 0.0, np.zeros(base.y.shape[1:]), []

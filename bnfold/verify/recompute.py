@@ -20,9 +20,9 @@ import onnx_ir as ir
 
 from bnfold.arrays import Array
 from bnfold.graph import BATCH_NORM, dtype, is_op
-from bnfold.verify.formulas import LINEAR, Folded, folded, layer, smallest_subnormal, stored
+from bnfold.verify.formulas import LINEAR, Folded, folded, layer, stored
 from bnfold.verify.kernels.base import Unsupported
-from bnfold.verify.precision import UNIT_ROUNDOFF
+from bnfold.verify.precision import UNIT_ROUNDOFF, smallest_subnormal
 from bnfold.verify.probe import AFFINE, Recomputed, over, probed
 from bnfold.verify.structure import attribute_differences
 from bnfold.verify.windows import Piece, Window, Windows
@@ -122,7 +122,7 @@ def _reads(value: ir.Value, side: Piece) -> bool:
 
 def _judged(name: str, exact: Folded, new: Folded, kind: ir.DataType, factors: tuple[float, float]) -> Recomputed:
     """Compare a layer's two constants with what they should be."""
-    unit, least = UNIT_ROUNDOFF[kind], smallest_subnormal(kind)
+    unit, least = UNIT_ROUNDOFF[kind], smallest_subnormal(kind.numpy())
     weight, slopes = _apart(exact, new, factors[0], unit, least)
     star, scale = (np.zeros(1) if v is None else v for v in (exact.bias, exact.bias_scale))
     held = np.zeros(1) if new.bias is None else new.bias
