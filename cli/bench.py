@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import example, provider, shown
+from bnfold.cli.options import Option, example, provider, shown, sizes
+from bnfold.cli.sizes import resolve_sizes
 
 
 @click.command(
@@ -16,15 +17,20 @@ from bnfold.cli.options import example, provider, shown
 )
 @click.argument("models", nargs=-1, required=True)
 @provider
-@click.option("--rounds", default=30, show_default=True, metavar="N", help="Rounds; each times every model once.")
-@click.option("--threads", default=1, show_default=True, metavar="N", help="Threads within an operator.")
-@click.option("--batch", type=int, metavar="N", help="Size of a dynamic batch dimension.  [default: 1]")
+@Option("--rounds", default=30, type=click.IntRange(min=1), metavar="N", help="Rounds; each times every model once.")
+@Option("--threads", default=1, type=click.IntRange(min=1), metavar="N", help="Threads within an operator.")
+@Option("--batch", type=click.IntRange(min=1), metavar="N", help="Size of a dynamic batch dimension.  [default: 1]")
+@sizes
 @shown
-def command(models: tuple[str, ...], screen: Any, **options: Any) -> None:
+def command(
+    models: tuple[str, ...], dims: tuple[str, ...], shapes: tuple[str, ...], screen: Any, **options: Any
+) -> None:
     """Time MODELS in turn on one input and say how long each takes relative to the first."""
     with screen.working("opening sessions") as say:
+        from bnfold import io
         from bnfold.bench import bench
         from bnfold.report import tables
 
-        report = bench(models, progress=say, **options)
+        taken = resolve_sizes(dims, shapes, lambda: io.load(models[0]))
+        report = bench(models, dims=taken, progress=say, **options)
     screen.result("bench", {"models": list(models), **report.to_dict()}, *tables.bench(report))

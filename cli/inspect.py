@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import example, shown, sizes
+from bnfold.cli.options import example, freeze_initializers, shown, sizes
 from bnfold.cli.sizes import resolve_sizes
 
 
@@ -16,7 +16,7 @@ from bnfold.cli.sizes import resolve_sizes
     epilog=example("bnfold inspect model.onnx"),
 )
 @click.argument("model")
-@click.option("--freeze-initializers", is_flag=True, help="Take initializers that are also graph inputs as constants.")
+@freeze_initializers
 @sizes
 @shown
 def command(model: str, freeze_initializers: bool, dims: tuple[str, ...], shapes: tuple[str, ...], screen: Any) -> None:

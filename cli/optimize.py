@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import baselines, example, output, reports, shown, verification
+from bnfold.cli.options import (
+    Option,
+    baselines,
+    example,
+    freeze_initializers,
+    output,
+    reports,
+    shown,
+    verification,
+)
 from bnfold.cli.sizes import resolve
 from bnfold.errors import UsageError
 
@@ -18,10 +27,10 @@ from bnfold.errors import UsageError
 )
 @click.argument("model")
 @output("the folded model; MODEL itself is replaced only by what is proven the same")
-@click.option("--verify/--no-verify", default=True, help="Write it only if it is proven the same.  [default: verify]")
-@click.option("--simplify/--no-simplify", default=None, help="Run onnxsim first, or not.  [default: if it may help]")
-@click.option("--merge/--no-merge", default=True, help="Make one layer of linear branches where it is cheaper.")
-@click.option("--freeze-initializers", is_flag=True, help="Take initializers that are also graph inputs as constants.")
+@Option("--verify/--no-verify", default=True, help="Write it only if it is proven the same.")
+@Option("--simplify/--no-simplify", default=None, help="Run onnxsim first.  [default: if it may help]")
+@Option("--merge/--no-merge", default=True, help="Make one layer of linear branches where it is cheaper.")
+@freeze_initializers
 @verification
 @reports
 @baselines

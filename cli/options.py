@@ -85,6 +85,9 @@ inputs = Option("--inputs", metavar="X.npz", help="Compare on these inputs, one 
 seed = Option("--seed", default=0, type=click.IntRange(min=0), metavar="N", help="Seed of the random inputs.")
 dims = Option("--dim", "dims", multiple=True, metavar="NAME=N", help="Size of a dynamic dimension, by its name.")
 shapes = Option("--shape", "shapes", multiple=True, metavar="INPUT=1x3x8x8", help="Shape of a dynamic input.")
+freeze_initializers = Option(
+    "--freeze-initializers", is_flag=True, help="Take initializers that are also graph inputs as constants."
+)
 
 # `dims` and `shapes` as they were given; `bnfold.cli.sizes` says what they mean.
 sizes = declared((dims, shapes))

@@ -177,6 +177,10 @@ def test_bench(bnfold: Bnfold, model_file: Path) -> None:
     assert [row["name"] for row in found["rows"]] == ["model.onnx", "twin.onnx"]
     outcome = bnfold("bench", model_file, twin, "--rounds", "3")
     assert outcome.code == 0 and "model.onnx" in outcome.out and "twin.onnx" in outcome.out
+    for size in (["--batch", "4"], ["--dim", "batch=4"], ["--shape", "x=4x3x8x8"]):
+        found = document(bnfold("bench", model_file, "--rounds", "1", *size, "--json"), "bench")
+        assert found["inputs"] == {"x": [4, 3, 8, 8]}
+    assert bnfold("bench", model_file, "--rounds", "0").code == bnfold("bench", model_file, "--batch", "0").code == 2
 
 
 def test_train_and_export(bnfold: Bnfold, tmp_path: Path) -> None:
