@@ -92,10 +92,12 @@ freeze_initializers = Option(
 # `dims` and `shapes` as they were given; `bnfold.cli.sizes` says what they mean.
 sizes = declared((dims, shapes))
 
+quiet = Option("-q", "--quiet", is_flag=True, help="Print no result and no progress; the exit code tells.")
+
 # `--json` and `-q`, as one `screen`.
 shown = gathered("screen", (
     Option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-    Option("-q", "--quiet", is_flag=True, help="Print no result and no progress; the exit code tells."),
+    quiet,
 ), into=_screen)  # fmt: skip
 
 # Report files, as one mapping `files` from format to path.

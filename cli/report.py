@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bnfold.cli.options import Option, example, output, reports
+from bnfold.cli.options import example, output, quiet, reports
 from bnfold.errors import UsageError, printable
 
 
@@ -24,7 +24,7 @@ def command() -> None:
 )
 @click.argument("result")
 @reports
-@Option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code tells.")
+@quiet
 def verify(result: str, files: dict[str, str], quiet: bool) -> None:
     """Make reports of RESULT, what `bnfold verify` or `bnfold optimize` wrote with --json or --json-file."""
     from bnfold.report import writing
@@ -48,7 +48,7 @@ def verify(result: str, files: dict[str, str], quiet: bool) -> None:
 @click.argument("sources", nargs=-1, required=True, metavar="LOGDIR|CKPT...")
 @output("the HTML page")
 @click.option("--data", metavar="NAME|PATH", help="Data for the activations, where the checkpoint's own is not here.")
-@Option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code tells.")
+@quiet
 def train(sources: tuple[str, ...], output: str, data: str | None, quiet: bool) -> None:
     """Show how trainings went: curves, BN's statistics over the steps, activations before and after every norm.
 
