@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper, parser
 
+from bnfold.graph import annotate
 from bnfold.merging.costs import DEPTHWISE, MOVE
 from bnfold.merging.merge import merge
 from bnfold.runtime import run, session
@@ -102,6 +103,7 @@ def compared(body: str, shapes: tuple[str, ...], channels: int, size: int) -> tu
     }
     apart = model(f"{x} {{ z = Relu(x)  {body.replace('= C>', f'= {channels}>')}  y = Relu(b) }}", weights)
     whole = apart.clone()
+    annotate(whole)
     found = merge(whole)
     result = next((each for each in found if each.into is not None), found[-1])
     predicted = f"{result.before.total / result.after.total:.2f}"

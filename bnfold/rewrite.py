@@ -35,7 +35,7 @@ def rewrite(
     report = fold(model, freeze_initializers=freeze_initializers)
     while merge:
         with remembered(model):
-            merges = merge_branches(model, annotated=True, dims=dims)
+            merges = merge_branches(model, dims)
         log = [_logged(each, dims) for each in merges if each.into is not None]
         record(model, log)
         # A merge uncovers what a sum stood in front of, and folding that, another merge.

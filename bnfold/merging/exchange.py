@@ -18,8 +18,8 @@ from bnfold.graph import Op, label, note, shape
 from bnfold.graph.surgery import Names, take_over
 from bnfold.merging.costs import Cost
 from bnfold.merging.layers import Layer, gives_nothing, read
-from bnfold.merging.report import Merge
-from bnfold.merging.sequential import BIASED, priced
+from bnfold.merging.report import BIASED, Merge
+from bnfold.merging.sequential import priced
 from bnfold.merging.sizes import Sizes
 from bnfold.merging.terms import Term, term
 from bnfold.merging.writing import range_fault, write

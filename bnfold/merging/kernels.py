@@ -63,7 +63,7 @@ class Form:
     @property
     def pointwise(self) -> bool:
         """Whether every position depends on the same position alone."""
-        return all(tap == 1 for tap in self.taps) and all(step == 1 for step in self.stride) and not any(self.pads)
+        return all(tap == 1 for tap in self.taps) and all(step == 1 for step in self.stride) and not self.padded
 
     @property
     def bordered(self) -> bool:

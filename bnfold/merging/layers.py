@@ -6,9 +6,8 @@ A layer's form is read from shapes and attributes; its weights are read only whe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -46,11 +45,7 @@ class Layer:
     @property
     def axis(self) -> int:
         """The axis of the channels, of input and output."""
-        return 1 if self.kind == "convolution" else -1 - self.slot
-
-    @property
-    def kind(self) -> Literal["convolution", "product"]:
-        return "product" if self.node.op_type in PRODUCTS else "convolution"
+        return -1 - self.slot if self.node.op_type in ("MatMul", "Gemm") else 1
 
     def kernel(self) -> Kernel:
         """Read the weights."""
@@ -108,23 +103,31 @@ def _geometry(op: Op, taps: Ints) -> tuple[Ints, Ints, Ints, Ints] | None:
     strides = tuple(op.attr("strides") or (1,) * rank)
     dilations = tuple(op.attr("dilations") or (1,) * rank)
     spans = [d * (k - 1) for d, k in zip(dilations, taps, strict=True)]
-    mode = str(op.attr("auto_pad", "NOTSET"))
-    pads = list(op.attr("pads") or (0,) * (2 * rank))
-    if mode.startswith("SAME"):
-        known = (op.shape(0) or ())[2:]
-        totals = [_same(n, s, span) for n, s, span in zip(known, strides, spans, strict=False)]
-        if len(totals) != rank or None in totals:
-            return None
-        small = [total // 2 for total in totals if total is not None]
-        large = [total - half for total, half in zip(totals, small, strict=True) if total is not None]
-        pads = small + large if mode == "SAME_UPPER" else large + small
-    elif mode == "VALID":
-        pads = [0] * (2 * rank)
-    if min(pads, default=0) < 0:
+    pads = _pads(op, strides, spans)
+    if pads is None or min(pads, default=0) < 0:
         return None
     first = tuple(-pad for pad in pads[:rank])
     slack = tuple(pads[a] + pads[a + rank] - spans[a] for a in range(rank))
     return strides, dilations, first, slack
+
+
+def _pads(op: Op, strides: Sequence[int], spans: Sequence[int]) -> list[int] | None:
+    """Return ONNX's pads, or None where they depend on a size that is not known."""
+    mode, rank = str(op.attr("auto_pad", "NOTSET")), len(strides)
+    if mode == "VALID":
+        return [0] * (2 * rank)
+    if not mode.startswith("SAME"):
+        return list(op.attr("pads") or [0] * (2 * rank))
+    sizes, small, large = (op.shape(0) or ())[2:], [], []
+    if len(sizes) != rank:
+        return None
+    for size, stride, span in zip(sizes, strides, spans, strict=True):
+        total = _same(size, stride, span)
+        if total is None:
+            return None
+        small.append(total // 2)
+        large.append(total - total // 2)
+    return small + large if mode == "SAME_UPPER" else large + small
 
 
 def _same(size: int | str | None, stride: int, span: int) -> int | None:
@@ -219,4 +222,3 @@ def _product(op: Op) -> Form | None:
 _FORMS: dict[str, Reader] = {
     "Conv": _conv, "ConvTranspose": _conv_transpose, "AveragePool": _pool, "MatMul": _product, "Gemm": _product,
 }  # fmt: skip
-PRODUCTS = ("MatMul", "Gemm")

@@ -1,6 +1,6 @@
 """The pass that makes one layer of several: a sum of linear layers is linear, and so is a composition.
 
-    precondition    a folded model: affines that could be absorbed are gone
+    precondition    a model as `fold` leaves it: affines that could be absorbed are gone, shapes are noted
     postcondition   the same function in exact arithmetic; every merge lowered the cost model's figure, or kept it
                     with fewer nodes
 
@@ -19,7 +19,6 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.graph import annotate
 from bnfold.graph.surgery import Names
 from bnfold.merging.exchange import exchange
 from bnfold.merging.parallel import parallel
@@ -32,18 +31,13 @@ LAWS = (parallel, exchange, sequential)
 
 # What is not finite, or overflows, ends in a kernel that does not fit its type, and is refused as such.
 @np.errstate(over="ignore", invalid="ignore")
-def merge(
-    model: ir.Model, *, annotated: bool = False, dims: Mapping[str, int] | None = None
-) -> tuple[Merge, ...]:
+def merge(model: ir.Model, dims: Mapping[str, int] | None = None) -> tuple[Merge, ...]:
     """Merge parallel and sequential linear branches in place, until nothing merges; then list what stays apart.
 
-    `annotated` says that the model is as `fold` left it, so that its shapes need not be inferred again. `dims` sizes
-    dynamic dimensions for the cost model, by symbolic name or "input:axis".
+    `dims` sizes dynamic dimensions for the cost model, by symbolic name or "input:axis".
     """
     names, sizes = Names.of(model), Sizes(model, dims or {})
     done: list[Merge] = []
-    if not annotated:
-        annotate(model)
     while True:
         found = [
             result

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from bnfold.merging.costs import Cost
 
+BIASED = "the bias between them would differ at the padded border"
 COSTS_MORE = "one layer would cost more"
 READ_ELSEWHERE = "a value inside has other readers"
 

@@ -16,12 +16,10 @@ from bnfold.graph import label
 from bnfold.graph.surgery import Names, take_over
 from bnfold.merging.kernels import composed, composed_form
 from bnfold.merging.layers import Layer, read
-from bnfold.merging.report import COSTS_MORE, READ_ELSEWHERE, Merge
+from bnfold.merging.report import BIASED, COSTS_MORE, READ_ELSEWHERE, Merge
 from bnfold.merging.sizes import Sizes
 from bnfold.merging.terms import Term, shared, term
 from bnfold.merging.writing import preferred, range_fault, write
-
-BIASED = "the bias between them would differ at the padded border"
 
 
 def sequential(node: ir.Node, names: Names, sizes: Sizes) -> list[Merge]:
