@@ -7,7 +7,6 @@ Times on one thread of ONNX Runtime's CPU provider, in CPU time, which other wor
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +14,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import numpy_helper, parser
+from timing import timed
 
 from bnfold.graph import annotate
 from bnfold.merging.costs import DEPTHWISE, MOVE
 from bnfold.merging.merge import merge
-from bnfold.runtime import run, session
 
-ROUNDS = 60
 SIZES = ((16, 56), (32, 56), (64, 28), (128, 28), (256, 14))
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Weights = Mapping[str, tuple[int, ...]]
@@ -121,31 +119,6 @@ def model(text: str, weights: Weights) -> ir.Model:
         proto.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
     onnx.checker.check_model(proto)
     return ir.from_proto(proto)
-
-
-def timed(*models: ir.Model, rounds: int = ROUNDS) -> list[float]:
-    """Seconds of CPU per run of each: the median of rounds in which all run in turn."""
-    return [float(seconds) for seconds in np.median(times(*models, rounds=rounds), axis=0)]
-
-
-def ratio(first: ir.Model, second: ir.Model, *, rounds: int = ROUNDS) -> float:
-    """CPU time of the first over that of the second: the median of the rounds' ratios."""
-    found = times(first, second, rounds=rounds)
-    return float(np.median(found[:, 0] / found[:, 1]))
-
-
-def times(*models: ir.Model, rounds: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Seconds of CPU per run, one row a round; from round to round the order is reversed."""
-    sessions = [session(each, optimize=True, threads=1) for each in models]
-    feeds = [{i.name: np.ones([n if isinstance(n, int) else 1 for n in i.shape], np.float32) for i in each.get_inputs()}
-             for each in sessions]  # fmt: skip
-    found = np.empty((rounds, len(models)))
-    for index in range(-3, rounds):
-        for place in range(len(models))[:: 1 if index % 2 else -1]:
-            start = time.thread_time()
-            run(sessions[place], feeds[place])
-            found[index, place] = time.thread_time() - start
-    return found
 
 
 if __name__ == "__main__":

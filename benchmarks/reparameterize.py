@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from merge_costs import timed
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from timing import timed
 
 import bnfold
 from bnfold.graph import node_count
