@@ -4,10 +4,21 @@ Written out: convolutions, pools, matrix products, norms, elementwise, recurrent
 reference implementation where that is exact: `delegate.DELEGATED`. An operator in neither is `Unsupported`, by name.
 """
 
-from bnfold.verify.kernels import delegate, elementwise, linear, moves, norms, pools, quantized, recurrent, signal
+from bnfold.verify.kernels import (
+    delegate,
+    elementwise,
+    linear,
+    moves,
+    norms,
+    pools,
+    quantized,
+    recurrent,
+    sampling,
+    signal,
+)
 from bnfold.verify.kernels.base import KERNELS, Call, Unsupported, real
 
 __all__ = [
     "KERNELS", "Call", "Unsupported", "delegate", "elementwise", "linear", "moves", "norms", "pools",
-    "quantized", "real", "recurrent", "signal",
+    "quantized", "real", "recurrent", "sampling", "signal",
 ]  # fmt: skip

@@ -16,12 +16,14 @@ import onnx_ir as ir
 from bnfold.verify.kernels.base import Arrays, Call, Unsupported, is_float, kernel, real
 
 DELEGATED = (
-    "ArgMax", "ArgMin", "BitShift", "CenterCropPad", "Compress", "ConcatFromSequence", "CumSum", "DepthToSpace",
-    "Det", "Expand", "GatherND", "MaxUnpool", "NonZero",
-    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
-    "ReduceProd", "ReduceSum", "ReduceSumSquare", "ReverseSequence", "RoiAlign", "ScatterElements", "ScatterND",
-    "SequenceAt", "SequenceConstruct", "SequenceErase", "SequenceInsert", "SequenceLength", "Slice",
-    "SpaceToDepth", "Split", "SplitToSequence", "Squeeze", "Tile", "TopK", "Trilu", "Unique", "Unsqueeze",
+    "ArgMax", "ArgMin", "Attention", "BitShift", "BlackmanWindow", "CenterCropPad", "Col2Im", "Compress",
+    "ConcatFromSequence", "CumProd", "CumSum", "DepthToSpace", "Det", "Expand", "GatherND",
+    "HammingWindow", "HannWindow", "MaxUnpool", "NegativeLogLikelihoodLoss", "NonZero", "ReduceL1", "ReduceL2",
+    "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
+    "ReduceSumSquare", "ReverseSequence", "RoiAlign", "RotaryEmbedding", "ScatterElements", "ScatterND", "SequenceAt",
+    "SequenceConstruct", "SequenceErase", "SequenceInsert", "SequenceLength", "Slice", "SoftmaxCrossEntropyLoss",
+    "SpaceToDepth", "Split", "SplitToSequence", "Squeeze", "TensorScatter", "Tile", "TopK", "Trilu", "Unique",
+    "Unsqueeze",
 )  # fmt: skip
 
 

@@ -89,6 +89,13 @@ def gather_elements(call: Call, inputs: Arrays) -> Arrays:
     return (np.take_along_axis(x[front], index, axis=axis),)
 
 
+@kernel("Scatter")
+def scatter(call: Call, inputs: Arrays) -> Arrays:
+    """What ScatterElements was called before opset 11."""
+    elements = Call("ScatterElements", {"axis": call.get("axis", 0)}, 11, call.outputs, call.cache)
+    return delegate(elements, inputs)
+
+
 @kernel("Pad")
 def pad(call: Call, inputs: Arrays) -> Arrays:
     """Crop where pads are negative, then pad: with a constant, or with the input's own values."""
@@ -137,6 +144,24 @@ def one_hot(call: Call, inputs: Arrays) -> Arrays:
 def non_max_suppression(call: Call, inputs: Arrays) -> Arrays:
     """Indices of the boxes that survive; onnx's kernel wants its scalars as vectors."""
     return delegate(call, [*inputs[:2], *(None if v is None else np.atleast_1d(v) for v in inputs[2:])])
+
+
+@kernel("SequenceEmpty")
+def sequence_empty(call: Call, inputs: Arrays) -> Arrays:
+    """A sequence of nothing."""
+    return ([],)
+
+
+@kernel("Optional", "OptionalGetElement")
+def optional_element(call: Call, inputs: Arrays) -> Arrays:
+    """What is optional is passed on as it is, or as None."""
+    return (optional(inputs, 0),)
+
+
+@kernel("OptionalHasElement")
+def optional_has_element(call: Call, inputs: Arrays) -> Arrays:
+    """Whether there is anything."""
+    return (np.asarray(optional(inputs, 0) is not None),)
 
 
 @kernel("Upsample")

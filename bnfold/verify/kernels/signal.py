@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 
 from bnfold.arrays import Array
 from bnfold.verify.kernels.base import Arrays, Call, Unsupported, kernel, optional
+from bnfold.verify.kernels.delegate import delegate
 
 
 @kernel("DFT")
@@ -37,6 +39,12 @@ def stft(call: Call, inputs: Arrays) -> Arrays:
     if call.get("onesided", 1):
         result = result[..., : size // 2 + 1]
     return (_pairs(result),)
+
+
+@kernel("MelWeightMatrix")
+def mel_weight_matrix(call: Call, inputs: Arrays) -> Arrays:
+    """The weights of the spectrogram's bins in mel bands, asked for in float64."""
+    return delegate(Call(call.op, {"output_datatype": ir.DataType.DOUBLE}, call.opset, 1, call.cache), inputs)
 
 
 def _complex(x: Array) -> Array:
