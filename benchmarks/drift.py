@@ -1,10 +1,11 @@
 """Drift on digits: what is seen, how far it is, and what recalibration gets back. Prints the tables of docs/audit.md.
 
-    python benchmarks/drift.py [ARCH] [--seeds 3] [--clean]
+    python benchmarks/drift.py [ARCH …] [--seeds 3] [--clean]
 
 Statistics are re-estimated on the training images, changed in the same way and without labels; accuracy is that on
-the held-out images, so that nothing is measured on what it was fitted to. With `--clean` every architecture is trained
-and audited on its own held-out data, which should find nothing.
+the held-out images, so that nothing is measured on what it was fitted to. One architecture is measured in every
+strength of every change, several in the strongest. With `--clean` every architecture is trained and audited on its own
+held-out data, which should find nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -30,55 +32,93 @@ from bnfold.models.tasks import task
 from bnfold.models.train import train
 from tests.drifting import CORRUPTIONS
 
-Results = dict[tuple[str, float], tuple[AuditReport, float]]
+Results = dict[str, tuple[AuditReport, float]]
+
+PLAIN = "as it was"
+NEGATIVE = "inverted 1"
+TURNED = f"{NEGATIVE}, --negate"
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("arch", nargs="?", default="resnet", metavar="ARCH")
-    options.add_argument("--seeds", type=int, default=3, help="trainings; the first table shows the first of them")
+    options.add_argument("arch", nargs="*", default=["resnet"], metavar="ARCH")
+    options.add_argument("--seeds", type=int, default=3, help="trainings; the table of strengths shows the first")
     options.add_argument("--clean", action="store_true", help="all architectures on their own held-out data instead")
     chosen = options.parse_args()
     if chosen.clean:
         clean()
+    elif len(chosen.arch) == 1:
+        strengths(chosen.arch[0], chosen.seeds)
     else:
-        changed(chosen.arch, chosen.seeds)
+        architectures(chosen.arch, chosen.seeds)
 
 
-def changed(arch: str, seeds: int) -> None:
+def strengths(arch: str, seeds: int) -> None:
     """Every kind of change in every strength, and what recalibration gets back of it."""
     data = load("digits")
-    found = [measured(arch, data, seed) for seed in range(seeds)]
-    results, first = found[0], found[0]["as it was", 0.0][0]
-    print(f"{arch}, {len(data.test)} held-out digits, {first.batch_norms} BatchNorms\n")
+    found = [measured(arch, data, seed, weakest=0) for seed in range(seeds)]
+    print(f"{arch}, {len(data.test)} held-out digits, {found[0][PLAIN][0].batch_norms} BatchNorms\n")
     print("| input | accuracy | drift | layers drifted | channels flagged | recalibrated |")
     print("|---|---|---|---|---|---|")
-    for (name, by), (report, after) in results.items():
-        print(row(f"{name} {by:g}" if by else name, report, after))
+    for name, (report, after) in found[0].items():
+        print(f"| {name} | {accuracy(report):.1%} | {figures(report)} | {after:.1%} |")
     print(f"\nthe strongest change over {seeds} trainings: median, lowest and highest\n")
     print("| input | accuracy | recalibrated | of what was lost |")
     print("|---|---|---|---|")
-    for name, (_, strengths) in CORRUPTIONS.items():
-        print(f"| {name} {strengths[-1]:g} | " + " | ".join(recovered(found, name, strengths[-1])) + " |")
+    for name in strongest():
+        cells = [f"{median(values):.1%} ({min(values):.1%} … {max(values):.1%})" for values in recovered(found, name)]
+        print(f"| {name} | {' | '.join(cells)} |")
     ranked = all(
-        ordered([one[name, by][0] for by in strengths]) for one in found for name, (_, strengths) in CORRUPTIONS.items()
+        ordered([one[label(name, by)][0] for by in row]) for one in found for name, (_, row) in CORRUPTIONS.items()
     )
     print(f"\nwithin each kind the drift grows with the strength in every training: {'yes' if ranked else 'NO'}")
 
 
-def measured(arch: str, data: Dataset, seed: int) -> Results:
-    """Each change in each strength: the audit of the held-out images, and their accuracy once recalibrated."""
+def architectures(names: list[str], seeds: int) -> None:
+    """The strongest change of each kind: accuracy before and after, medians over the trainings."""
+    data = load("digits")
+    print(f"| architecture | {PLAIN} | {' | '.join(strongest())} |")
+    print("|---" * (2 + len(strongest())) + "|")
+    for arch in names:
+        found = [measured(arch, data, seed, weakest=-1) for seed in range(seeds)]
+        cells = [f"{median(accuracy(one[PLAIN][0]) for one in found):.1%}"]
+        for name in strongest():
+            before, after, _ = recovered(found, name)
+            cells.append(f"{median(before):.0%} → {median(after):.1%}")
+        print(f"| {arch} | {' | '.join(cells)} |", flush=True)
+
+
+def measured(arch: str, data: Dataset, seed: int, weakest: int) -> Results:
+    """Each change, from the strength of that index on: the audit of the held-out images, and their accuracy after."""
     model = export(train(arch, data, epochs=20, seed=seed, quiet=True).module, inputs="1x1x8x8")
     plain = audit(model, feeds(data.test.images, data.test))
-    results: Results = {("as it was", 0.0): (plain, accuracy(plain))}
-    for name, (change, strengths) in CORRUPTIONS.items():
-        for by in strengths:
+    results: Results = {PLAIN: (plain, accuracy(plain))}
+    for name, (change, row) in CORRUPTIONS.items():
+        for by in row[weakest:]:
             images = feeds(change(data.test.images, by), data.test)
-            fitted = audit(model, {"input": np.asarray(change(data.train.images, by), np.float32)}, recalibrate=True)
-            with tempfile.TemporaryDirectory() as folder:
-                fitted.save(f"{folder}/renewed.onnx")
-                results[name, by] = audit(model, images), accuracy(audit(f"{folder}/renewed.onnx", images))
+            fitted = np.asarray(change(data.train.images, by), np.float32)
+            results[label(name, by)] = (audit(model, images), renewed(model, fitted, images))
+            if label(name, by) == NEGATIVE:
+                results[TURNED] = (audit(model, images), renewed(model, fitted, images, negate=True))
     return results
+
+
+def renewed(model: ir.Model, fitted: Any, images: dict[str, Any], **how: bool) -> float:
+    """The accuracy on `images` once the model is recalibrated on `fitted`."""
+    with tempfile.TemporaryDirectory() as folder:
+        audit(model, {"input": fitted}, recalibrate=True, **how).save(f"{folder}/renewed.onnx")
+        return accuracy(audit(f"{folder}/renewed.onnx", images))
+
+
+def label(name: str, by: float) -> str:
+    return f"{name} {by:g}"
+
+
+def strongest() -> list[str]:
+    """The strongest change of each kind, and what `--negate` makes of inverted images."""
+    found = [label(name, row[-1]) for name, (_, row) in CORRUPTIONS.items()]
+    found.insert(found.index(NEGATIVE) + 1, TURNED)
+    return found
 
 
 def feeds(images: Any, split: Split) -> dict[str, Any]:
@@ -95,17 +135,12 @@ def ordered(reports: list[AuditReport]) -> bool:
     return scores == sorted(scores) and len(set(scores)) == len(scores)
 
 
-def recovered(found: list[Results], name: str, by: float) -> list[str]:
-    """Accuracy changed and recalibrated, and the share of the loss that came back, over the trainings."""
-    whole = [accuracy(one["as it was", 0.0][0]) for one in found]
-    before = [accuracy(one[name, by][0]) for one in found]
-    after = [one[name, by][1] for one in found]
-    share = [(c - b) / (a - b) for a, b, c in zip(whole, before, after, strict=True)]
-    return [f"{median(values):.1%} ({min(values):.1%} … {max(values):.1%})" for values in (before, after, share)]
-
-
-def row(name: str, report: AuditReport, after: float) -> str:
-    return f"| {name} | {accuracy(report):.1%} | {figures(report)} | {after:.1%} |"
+def recovered(found: list[Results], name: str) -> tuple[list[float], list[float], list[float]]:
+    """Accuracy changed and recalibrated, and the share of the loss that came back, each over the trainings."""
+    whole = [accuracy(one[PLAIN][0]) for one in found]
+    before = [accuracy(one[name][0]) for one in found]
+    after = [one[name][1] for one in found]
+    return before, after, [(c - b) / (a - b) for a, b, c in zip(whole, before, after, strict=True)]
 
 
 def figures(report: AuditReport) -> str:

@@ -21,6 +21,7 @@ from bnfold.cli.sources import loading
 @click.argument("model")
 @click.option("--data", metavar="X.npz", help="Examples, one array per input; labels or y are the right classes.")
 @click.option("--recalibrate", metavar="OUT", help="Re-estimate the statistics on the data and write the model to OUT.")
+@click.option("--negate", is_flag=True, help="Recalibrate for negatives: with a minus sign in front of the input.")
 @click.option("--allow", multiple=True, metavar="CODE", help="A finding that does not count; may be repeated.")
 @loading
 @provider

@@ -22,8 +22,8 @@ def blurred(images: Images, strength: float) -> Images:
     return x.astype(np.float32)
 
 
-def shifted(images: Images, pixels: int) -> Images:
-    """Moved to the right by so many pixels; what leaves is lost, what comes in is background."""
+def moved(images: Images, pixels: int) -> Images:
+    """To the right by so many pixels; what leaves is lost, what comes in is background."""
     result = np.zeros_like(images)
     result[..., pixels:] = images[..., : images.shape[-1] - pixels]
     return result
@@ -36,10 +36,11 @@ def inverted(images: Images, share: float) -> Images:
 
 
 CORRUPTIONS: dict[str, tuple[Callable[[Images, float], Images], tuple[float, ...]]] = {
+    "shifted": (lambda images, by: images + np.float32(by), (0.1, 0.2, 0.4)),
+    "brightened": (lambda images, by: images * np.float32(by), (1.5, 2, 3)),
+    "dimmed": (lambda images, to: images * np.float32(to), (0.8, 0.5, 0.3)),
     "blurred": (blurred, (0.2, 0.4, 0.6)),
-    "brightened": (lambda images, by: (images + np.float32(by)), (0.1, 0.2, 0.4)),
-    "dimmed": (lambda images, to: (images * np.float32(to)), (0.8, 0.5, 0.3)),
-    "shifted": (lambda images, pixels: shifted(images, int(pixels)), (1, 2, 3)),
     "inverted": (inverted, (0.25, 0.5, 1)),
+    "moved": (lambda images, pixels: moved(images, int(pixels)), (1, 2, 3)),
 }
 """By name: the change, and its strengths from the weakest to the strongest. Images are in 0 … 1."""

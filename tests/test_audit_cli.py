@@ -89,9 +89,9 @@ def test_recalibration_writes_a_model_that_fits(bnfold: Cli, fitting: Path) -> N
 
 @pytest.mark.parametrize(("before", "after", "says"), [
     (0.5, 0.9, "accuracy 50.00% → 90.00% once recalibrated"),
-    (0.9, 0.5, "makes the predictions worse: keep the model as it was"),
+    (0.9, 0.5, "makes the predictions worse: keep the model as it was; are these data negatives? then give --negate"),
     (0.5, 0.5, "recalibration does not help"),
-    (None, None, "whether the recalibrated model predicts better is not known"),
+    (None, None, "not known whether the recalibrated model predicts better"),
 ])  # fmt: skip
 def test_what_recalibration_did_to_the_predictions_is_said(
     before: float | None, after: float | None, says: str

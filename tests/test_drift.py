@@ -81,7 +81,8 @@ def test_inverted_data_is_off_by_more_than_a_quarter(digits: ir.Model, held_out:
 
 
 @pytest.mark.parametrize(
-    ("name", "by", "lost"), [("blurred", 0.6, 0.1), ("brightened", 0.4, 0.05), ("dimmed", 0.3, 0.2)]
+    ("name", "by", "lost"),
+    [("shifted", 0.4, 0.05), ("brightened", 3, 0.05), ("dimmed", 0.3, 0.2), ("blurred", 0.6, 0.1)],
 )
 def test_recalibration_recovers_the_accuracy(
     digits: ir.Model, held_out: Split, name: str, by: float, lost: float, tmp_path: Path
@@ -99,10 +100,21 @@ def test_recalibration_recovers_the_accuracy(
     assert again.accuracy[0] == after
 
 
-def test_recalibration_turns_no_sign(digits: ir.Model, held_out: Split) -> None:
-    """Of an inverted image the new statistics make the negative of every normalised value: nothing is won by them."""
-    before, after = audit(digits, feeds(1 - held_out.images, held_out), recalibrate=True).accuracy
+@pytest.mark.parametrize("fold", [False, True])
+def test_inverted_images_need_a_sign_too(digits: ir.Model, held_out: Split, fold: bool, tmp_path: Path) -> None:
+    """New statistics alone make of every normalised value its negative; a minus sign at the input turns it back."""
+    model = optimize(digits, verify=False).model if fold else digits
+    given = feeds(1 - held_out.images, held_out)
+    before, after = audit(model, given, recalibrate=True).accuracy
     assert before is not None and after is not None and before < 0.3 and after < 0.3
+    report = audit(model, given, recalibrate=True, negate=True)
+    assert report.accuracy[0] == before and (report.accuracy[1] or 0) > 0.9 and report.negated
+    report.save(tmp_path / "new.onnx")
+    again = audit(tmp_path / "new.onnx", given)
+    assert again.accuracy[0] == report.accuracy[1] and again.exit_code == 0
+    # Folding has a place for the sign.
+    operators = {node.op_type for node in optimize(tmp_path / "new.onnx", verify=False).model.graph}
+    assert operators.isdisjoint({"Neg", "Mul", "BatchNormalization"})
 
 
 def test_recalibrated_statistics_are_those_of_one_batch_of_everything(
@@ -129,7 +141,7 @@ def test_recalibrated_statistics_are_those_of_one_batch_of_everything(
 
 def test_a_folded_model_tells_the_same(digits: ir.Model, held_out: Split) -> None:
     folded = optimize(digits, verify=False).model
-    given = feeds(CORRUPTIONS["brightened"][0](held_out.images, 0.2), held_out)
+    given = feeds(CORRUPTIONS["shifted"][0](held_out.images, 0.2), held_out)
     one, other = audit(digits, given), audit(folded, given)
     assert one.drift is not None and other.drift is not None and other.batch_norms == 9
     assert [f.code for f in one.findings] == [f.code for f in other.findings]
@@ -356,13 +368,25 @@ def test_labels_of_a_sequence_are_held_against_its_scores() -> None:
         found = audit(model, {"x": x, "labels": labels}).accuracy[0]
         assert found == (x.argmin(2) == labels).mean()
     assert audit(model, {"x": x, "labels": x.sum(1).argmax(1)}).accuracy[0] == 1.0
-    assert audit(model, {"x": x, "labels": np.zeros((9, 4), int)}).accuracy[0] is None
+    for labels in (np.zeros((9, 4), int), np.full(9, 2), np.full((9, 3), 2), np.full((9, 3), -1)):
+        with pytest.raises(InputError, match="the given data: no output has scores for the labels"):
+            audit(model, {"x": x, "labels": labels})
 
 
 def test_an_input_called_y_is_no_label() -> None:
     text = '<ir_version: 9, opset_import: ["": 18]> g (float[n,2] y) => (float[n,2] z) { z = Relu(y) }'
     report = audit(onnx.parser.parse_model(text), {"y": np.ones((5, 2), np.float32)})
     assert report.batch_norms == 0 and report.accuracy == (None, None) and report.exit_code == 0
+
+
+def test_negatives_need_one_input_and_a_graph(trained: nn.Module) -> None:
+    given = {name: np.ones((11, 2), np.float32) for name in "ab"}
+    with pytest.raises(UsageError, match="one floating-point input; this one has 2"):
+        audit(gate(), given, recalibrate=True, negate=True)
+    with pytest.raises(UsageError, match="export the model first"):
+        audit(trained, {"x": np.ones((11, 1, 8, 8), np.float32)}, recalibrate=True, negate=True)
+    with pytest.raises(UsageError, match="give --recalibrate too"):
+        audit(gate(), given, negate=True)
 
 
 def test_recalibration_needs_data(model: ir.Model) -> None:

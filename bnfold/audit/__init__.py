@@ -20,6 +20,7 @@ def audit(
     data: Given | None = None,
     *,
     recalibrate: bool = False,
+    negate: bool = False,
     allow: Sequence[str] = (),
     weights: Any = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -35,7 +36,8 @@ def audit(
     PyTorch one: a module, a checkpoint, or `"package.module:factory"` (see `bnfold.export`). `data` maps the
     model's inputs to arrays of examples, or is an `.npz` of them; `labels` or `y` beside them are the right classes,
     and give the accuracy. `allow` are codes of findings that do not count. `recalibrate` re-estimates the statistics
-    on the data in a copy, which `save` writes; the source is left as it is.
+    on the data in a copy, which `save` writes; the source is left as it is. With `negate` the copy takes its input with
+    the opposite sign, for data that are negatives of what the model was trained on.
 
     Raises `ModelError`, `InputError` or `UsageError`.
 
@@ -45,4 +47,4 @@ def audit(
     from bnfold.audit.job import run
 
     how = {"weights": weights, "kwargs": kwargs, "prefix": prefix, "ema": ema, "partial": partial}
-    return run(source, data, recalibrate, allow, how, provider, progress or (lambda text: None))
+    return run(source, data, recalibrate, negate, allow, how, provider, progress or (lambda text: None))

@@ -31,7 +31,7 @@ BUDGET = 256 << 20
 class Data:
     """Arrays by input name, `rows` examples in each; `step` is the fixed batch size where there is one.
 
-    `whole` says that the arrays do not share a batch axis, so that they are one batch as they are.
+    `whole` says that the arrays do not share a batch axis, so that they are one batch as they are; `where` names them.
     """
 
     arrays: dict[str, Array]
@@ -39,6 +39,7 @@ class Data:
     step: int | None = None
     whole: bool = False
     labels: Array | None = None
+    where: str = "the given data"
 
     @property
     def used(self) -> int:
@@ -86,12 +87,12 @@ def for_model(model: ir.Model, given: Given) -> Data:
     sizes = {array.shape[0] if array.ndim else 1 for array in arrays.values()}
     fixed = {size for size in first if isinstance(size, int)}
     whole = len(sizes) > 1 or len(fixed) > 1 or (bool(fixed) and len(first) > 1)
-    data = Data(arrays, max(sizes, default=0), None if whole or not fixed else fixed.pop(), whole, labels)
+    data = Data(arrays, max(sizes, default=0), None if whole or not fixed else fixed.pop(), whole, labels, where)
     try:
         feeds.given(model, {name: array if whole else array[: data.used or 1] for name, array in arrays.items()}, 1)
     except InputError as error:
         raise InputError(str(error).replace("the given inputs", where, 1)) from None
-    return _checked(data, where)
+    return _checked(data)
 
 
 def for_names(names: list[str], given: Given) -> Data:
@@ -102,7 +103,7 @@ def for_names(names: list[str], given: Given) -> Data:
     if missing or not arrays:
         raise InputError(f"{where}: no array named {missing[0]!r}; the model's inputs are {', '.join(names)}")
     sizes = {array.shape[0] if array.ndim else 1 for array in arrays.values()}
-    return _checked(Data(arrays, max(sizes), None, len(sizes) > 1, labels), where)
+    return _checked(Data(arrays, max(sizes), None, len(sizes) > 1, labels, where))
 
 
 def split(arrays: dict[str, Array], names: list[str], where: str) -> tuple[dict[str, Array], Array | None]:
@@ -117,7 +118,8 @@ def split(arrays: dict[str, Array], names: list[str], where: str) -> tuple[dict[
     return rest, labels
 
 
-def _checked(data: Data, where: str) -> Data:
+def _checked(data: Data) -> Data:
+    where = data.where
     if not data.rows or not data.used:
         raise InputError(f"{where}: {data.rows} examples are fewer than the model's batch of {data.step or 1}")
     if data.labels is not None and len(data.labels) != data.rows:

@@ -26,6 +26,7 @@ def run(
     source: Any,
     given: Given | None,
     renew: bool,
+    negate: bool,
     allow: Sequence[str],
     how: Mapping[str, Any],
     provider: str,
@@ -35,6 +36,8 @@ def run(
     waived = codes(allow)
     if renew and given is None:
         raise UsageError("recalibration needs data: give an .npz of the model's inputs")
+    if negate and not renew:
+        raise UsageError("--negate says how to recalibrate: give --recalibrate too")
     progress("reading the model")
     subject = _subject(source, how, provider)
     found, drift, before, after = subject.health(), None, None, None
@@ -48,14 +51,14 @@ def run(
         drift, before = _drift(seen, data.used), scores.accuracy
         found += _found(seen, drift)
         if renew:
-            new, names = subject.renewed(data, progress)
+            new, names = subject.renewed(data, progress, negate)
             write, scores = new.save, Scores(data)
             if data.labels is not None:
                 new.observe(data, scores)
             after = scores.accuracy
     kept = tuple(finding for finding in found if finding.code not in waived)
     allowed = tuple(finding for finding in found if finding.code in waived)
-    return AuditReport(subject.batch_norms, kept, allowed, drift, (before, after), names, write)
+    return AuditReport(subject.batch_norms, kept, allowed, drift, (before, after), names, negate, write)
 
 
 def _drift(seen: Seen, examples: int) -> Drift:

@@ -59,7 +59,9 @@ class ModuleSubject:
 
         return observe_module(self.module, data, outputs)
 
-    def renewed(self, data: Data, progress: Progress) -> tuple[Subject, tuple[str, ...]]:
+    def renewed(self, data: Data, progress: Progress, negate: bool) -> tuple[Subject, tuple[str, ...]]:
+        if negate:
+            raise UsageError("--negate changes the graph, and a checkpoint has none: export the model first")
         new = ModuleSubject(copy.deepcopy(self.module), self.checkpoint)
         names = tuple(site.frozen.name for site in observe_module(new.module, data).sites)
         recalibrate_module(new.module, data, names, progress)

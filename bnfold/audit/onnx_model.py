@@ -13,6 +13,7 @@ from bnfold.audit.data import Data, Given
 from bnfold.audit.findings import AuditFinding
 from bnfold.audit.health import examine, health
 from bnfold.audit.observe import observe, sites
+from bnfold.audit.recalibrate import negate as opposite
 from bnfold.audit.recalibrate import recalibrate
 from bnfold.audit.subject import Progress, Scores, Seen, Subject
 from bnfold.folding.frozen import Frozen, nodes, recorded
@@ -40,8 +41,10 @@ class OnnxSubject:
         found, hidden = sites(self.model)
         return Seen(found, observe(self.model, found, data, provider=self.provider, outputs=scores), hidden)
 
-    def renewed(self, data: Data, progress: Progress) -> tuple[Subject, tuple[str, ...]]:
+    def renewed(self, data: Data, progress: Progress, negate: bool) -> tuple[Subject, tuple[str, ...]]:
         copy = self.model.clone()
+        if negate:
+            opposite(copy)
         names = recalibrate(copy, data, provider=self.provider, progress=progress)
         return OnnxSubject(copy, self.provider, self.external), names
 

@@ -10,6 +10,8 @@ the variance v that y has now
     y′ = k·(y − m) + beta        k = √((var + epsilon)/(v/scale² + epsilon))
 
 which is an affine of y that folding absorbs like any other.
+
+New statistics undo x → a·x + b where a > 0. Where a < 0 they turn every normalised value's sign, hence `negate`.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ from bnfold.audit.data import Data
 from bnfold.audit.health import dead_gamma
 from bnfold.audit.moments import Moments
 from bnfold.audit.observe import Site, observe, sites
-from bnfold.errors import ModelError
+from bnfold.errors import ModelError, UsageError
 from bnfold.folding.frozen import Frozen, nodes, recorded, write
 from bnfold.folding.report import FOLD_MAP, SOURCE_DIGEST
 from bnfold.graph import bodies, dtype, label, shape
 from bnfold.graph.surgery import Names
+from bnfold.inputs import feeds
 from bnfold.rewrite import rewrite
 
 MEAN, VAR = 3, 4
@@ -64,6 +67,25 @@ def recalibrate(
     for key in (FOLD_MAP, SOURCE_DIGEST):
         model.metadata_props.pop(key, None)
     return tuple(moved)
+
+
+def negate(model: ir.Model) -> None:
+    """Put a minus sign in front of the model's input, in place; folding takes it into the first layer.
+
+    Raises `UsageError` unless just one of the inputs is floating-point.
+    """
+    floats = [value for value in feeds.inputs(model) if (kind := dtype(value)) and kind.is_floating_point()]
+    if len(floats) != 1:
+        raise UsageError(f"--negate needs a model of one floating-point input; this one has {len(floats)}")
+    (value,) = floats
+    names = Names.of(model)
+    node = ir.Node("", "Neg", [value], name=names.fresh(f"{value.name}_Neg"))
+    node.outputs[0].name = names.fresh(f"{value.name}_negated")
+    node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+    for use in list(value.uses()):
+        if use.node is not node:
+            use.node.replace_input_with(use.idx, node.outputs[0])
+    model.graph.insert_before(model.graph[0], node)
 
 
 def _require_movable(folded: Sequence[Site], hidden: Sequence[str], notes: Sequence[Frozen]) -> None:

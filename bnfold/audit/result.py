@@ -39,7 +39,8 @@ class Drift:
 class AuditReport:
     """Whether a model's BatchNorms are sound and fit the data; `allowed` findings do not count.
 
-    `accuracy` holds the shares of right predictions before and after recalibration, where they are known.
+    `accuracy` holds the shares of right predictions before and after recalibration, where they are known; `negated`
+    says that the recalibrated model takes its input with the opposite sign.
     """
 
     batch_norms: int
@@ -48,6 +49,7 @@ class AuditReport:
     drift: Drift | None = None
     accuracy: tuple[float | None, float | None] = (None, None)
     recalibrated: tuple[str, ...] = ()
+    negated: bool = False
     write: Callable[[str | os.PathLike[str]], None] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -71,6 +73,7 @@ class AuditReport:
             "drift": None if self.drift is None else self.drift.to_dict(),
             "accuracy": {"before": before, "after": after},
             "recalibrated": list(self.recalibrated),
+            "negated": self.negated,
         }
 
     def __str__(self) -> str:

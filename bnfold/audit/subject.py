@@ -14,6 +14,7 @@ from bnfold.audit.data import Data, Given
 from bnfold.audit.findings import AuditFinding
 from bnfold.audit.moments import Moments
 from bnfold.audit.observe import Outputs, Site, Unobserved
+from bnfold.errors import InputError
 
 Progress = Callable[[str], None]
 
@@ -52,15 +53,20 @@ class Scores:
         labels = self.data.labels
         if labels is None or array.ndim < 2 or array.dtype.kind not in "fV":
             return False
-        return array.shape[1:-1] == labels.shape[1:] and array.shape[-1] > 1
+        return array.shape[1:-1] == labels.shape[1:] and array.shape[-1] > max(1, labels.max())
 
     @property
     def accuracy(self) -> float | None:
-        """The share of right predictions; None without labels, or scores for them."""
-        found = np.concatenate(self.classes) if self.classes else np.zeros(0)
-        if self.data.labels is None or len(found) != self.data.used:
+        """The share of right predictions; None without labels. Raises `InputError` without scores for them."""
+        labels = self.data.labels
+        if labels is None:
             return None
-        return float(np.mean(found == self.data.labels[: self.data.used]))
+        found = np.concatenate(self.classes) if self.classes else np.zeros(0)
+        if len(found) != self.data.used or labels.min() < 0:
+            what = f"labels {labels.shape} from {labels.min()} to {labels.max()}"
+            hint = "give (N, …) where the scores are (N, …, classes), from 0, or leave them out"
+            raise InputError(f"{self.data.where}: no output has scores for the {what}; {hint}")
+        return float(np.mean(found == labels[: self.data.used]))
 
 
 class Subject(Protocol):
@@ -83,8 +89,11 @@ class Subject(Protocol):
         """Run the data through it; `scores` is told the outputs."""
         ...
 
-    def renewed(self, data: Data, progress: Progress) -> tuple[Subject, tuple[str, ...]]:
-        """A copy with the statistics of the data, and the names of the BatchNorms that have them."""
+    def renewed(self, data: Data, progress: Progress, negate: bool) -> tuple[Subject, tuple[str, ...]]:
+        """A copy with the statistics of the data, and the names of the BatchNorms that have them.
+
+        With `negate` it takes the input with the opposite sign. Raises `UsageError` where that can't be.
+        """
         ...
 
     def save(self, path: str | os.PathLike[str]) -> None:

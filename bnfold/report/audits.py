@@ -37,7 +37,9 @@ def tables(document: Document) -> Iterator[Renderable]:
         yield ""
     yield from _accuracy(document)
     if document.get("output"):
-        yield f"written: {plain(document['output'])}, {count(len(document['recalibrated']), 'BatchNorm')} recalibrated"
+        recalibrated = f"{count(len(document['recalibrated']), 'BatchNorm')} recalibrated"
+        negated = ", a minus sign in front of the input" if document.get("negated") else ""
+        yield f"written: {plain(document['output'])}, {recalibrated}{negated}"
     waived = Counter(finding["code"] for finding in document["allowed"])
     if waived:
         yield "allowed: " + ", ".join(f"{number} {code}" for code, number in waived.items())
@@ -106,9 +108,10 @@ def _advice(document: Document) -> str | None:
     if not document["recalibrated"]:
         return None
     if before is None or after is None:
-        return "no labels that an output has scores for: whether the recalibrated model predicts better is not known"
+        return "without labels it is not known whether the recalibrated model predicts better"
     if after < before:
-        return "recalibration makes the predictions worse: keep the model as it was"
+        negatives = "" if document.get("negated") else "; are these data negatives? then give --negate"
+        return f"recalibration makes the predictions worse: keep the model as it was{negatives}"
     return "recalibration does not help" if after == before < 1 else None
 
 
