@@ -72,9 +72,13 @@ def parse_input(text: str) -> tuple[str | None, torch.Tensor]:
             f"can't read the input {text!r}; write [NAME:]SHAPE[:DTYPE], such as 1x3x224x224 or ids:1x16:int64"
         )
     shape = [int(size) for size in match["shape"].split("x")]
-    if dtype.is_floating_point:
-        return match["name"], torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    return match["name"], torch.zeros(shape, dtype=dtype)
+    try:
+        if dtype.is_floating_point:
+            return match["name"], torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+        return match["name"], torch.zeros(shape, dtype=dtype)
+    except (RuntimeError, TypeError, MemoryError) as error:
+        # torch says by the first two that a size is beyond it.
+        raise UsageError(f"can't make an input of {text!r}: there is no memory for it; give a smaller one") from error
 
 
 def run(module: nn.Module, examples: dict[str, torch.Tensor], label: str) -> tuple[list[str] | None, int]:

@@ -33,8 +33,8 @@ LARGEST = 2 << 30
 def read_folder(folder: Path) -> Arrays:
     """`x_train, y_train, x_test, y_test` of a folder's images, uint8 `(N, C, H, W)`, or `x, y` where no part is named.
 
-    Images in folders take the size of the first; grey stays one channel. Raises `InputError` where a file is damaged,
-    `UsageError` where nothing is known in the folder.
+    Images in folders take the size of the first; grey stays one channel. Raises `InputError` where a file is damaged
+    or nothing is known in the folder, `UsageError` where it would have to be unpickled.
     """
     for found, read in ((_first(folder, "train-images-idx3-ubyte*"), _mnist), (_first(folder, "*.bin"), _cifar)):
         if found is not None:
@@ -43,7 +43,7 @@ def read_folder(folder: Path) -> Arrays:
         raise UsageError(f"{folder}: CIFAR as pickles, which could run code; get its binary version, *.bin, instead")
     parts = _parts(folder)
     if parts is None:
-        raise UsageError(f"{folder}: holds neither MNIST, CIFAR's *.bin, nor a folder of images for each class")
+        raise InputError(f"{folder}: holds neither MNIST, CIFAR's *.bin, nor a folder of images for each class")
     return parts
 
 
@@ -157,9 +157,10 @@ def _decoder() -> Callable[[Path, tuple[int, ...] | None], Pixels]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        if path.stat().st_size > LARGEST:
-            raise InputError(f"{path}: larger than {LARGEST >> 30} GiB; that is not read into memory")
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
+            content = stream.read(LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: can't be read; download it again") from error
+    if len(content) > LARGEST:
+        raise InputError(f"{path}: larger than {LARGEST >> 30} GiB; that is not read into memory")
+    return content

@@ -157,6 +157,9 @@ def _read_pickle(path: StatePath) -> Any:
         raise ModelError(f"{path}: needs more memory than there is; is it damaged?") from None
     except Exception as error:
         # A damaged archive surfaces as whatever zipfile, pickle or torch's own reader trips over first.
+        if "torch.load" in str(error) or "torch.save" in str(error):
+            # Advice to whoever wrote the call, such as to allow code.
+            raise ModelError(f"{path}: damaged, or no PyTorch weights file; write or download it again") from error
         raise ModelError(f"{path}: can't be read as PyTorch weights: {first_line(error)}") from error
 
 

@@ -144,6 +144,8 @@ def test_the_data_are_held_against_the_statistics(bnfold: Cli, user: Path) -> No
     (("--opset", "99"), 2, "there is no opset 99; ONNX has 1 to"),
     (("--input", "1x1x5x5"), 4, "too many positional arguments"),
     (("--input", "five"), 2, "can't read the input 'five'"),
+    (("--input", "99999999x99999999"), 2, "there is no memory for it"),
+    (("--input", "99999999999999999999:int64"), 2, "there is no memory for it"),
 ])  # fmt: skip
 def test_a_wrong_call_is_one_line(bnfold: Cli, user: Path, arguments: tuple[str, ...], code: int, says: str) -> None:
     """Of arguments too, before a word about the statistics, which never were updated here."""

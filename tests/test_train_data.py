@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bnfold.errors import InputError, UsageError
-from bnfold.models import boxes, data, derive
+from bnfold.models import boxes, data, derive, folders
 
 pytest.importorskip("sklearn")
 
@@ -223,14 +223,14 @@ def test_a_trained_folder(tmp_path: Path) -> None:
     assert result.meta.input_shape == (3, 8, 8) and result.meta.kwargs["classes"] == 2
 
 
-def test_folders_refused(tmp_path: Path) -> None:
+def test_folders_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(folder: Path, says: str, error: type[Exception] = InputError) -> None:
         with pytest.raises(error, match=says) as caught:
             data.load(folder)
         assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "holds neither MNIST, CIFAR", UsageError)
+    refused(tmp_path / "empty", "holds neither MNIST, CIFAR")
     refused(mnist(tmp_path / "cut", **{"train-images-idx3-ubyte": idx(np.zeros((6, 5, 4)))[:-1]}), "not a whole IDX")
     refused(mnist(tmp_path / "none", **{"train-images-idx3-ubyte": b""}), "not a whole IDX")
     refused(mnist(tmp_path / "floats", **{"t10k-labels-idx1-ubyte": b"\0\0\x0d\1" + bytes(8)}), "not a whole IDX")
@@ -238,6 +238,10 @@ def test_folders_refused(tmp_path: Path) -> None:
     broken = mnist(tmp_path / "zip", compressed=True)
     (broken / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8bnothing")
     refused(broken, "can't be read")
+    # A thousand times smaller than what comes out of it.
+    monkeypatch.setattr(folders, "LARGEST", 1 << 20)
+    (broken / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes((1 << 20) + 1)))
+    refused(broken, "that is not read into memory")
     missing = mnist(tmp_path / "missing")
     (missing / "t10k-images-idx3-ubyte").unlink()
     refused(missing, "no such file; MNIST has four")

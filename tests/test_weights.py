@@ -194,6 +194,9 @@ def hostile(folder: Path) -> dict[str, bytes]:
         file.writestr("w/data.pkl", b"\x80\x02}." + b"\0" * (64 << 20))
         file.writestr("w/version", "3\n")
     files["bomb.pt"] = bomb.getvalue()
+    # torch's reader would advise to allow code.
+    files["zeros.pt"] = bytes(4096)
+    files["empty.pt"] = b"PK\x05\x06" + bytes(18)
     return files
 
 
@@ -213,6 +216,7 @@ def test_no_file_runs_code_or_takes_the_memory(tmp_path: Path) -> None:
             assert "it asks for" in text and "could run code" in text, (name, text)
         if name == "bomb.pt":
             assert "is a compressed archive" in text
+        assert "weights_only" not in text and "mmap" not in text, (name, text)
     assert not (tmp_path / "ran").exists()
 
 
