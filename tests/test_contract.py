@@ -277,6 +277,7 @@ _AROUND = "(T[N,4,6,6] x, T[4,4,3,3] k, T v) => (T[n,c,h,w] y) "
         ("y = BN(x, A.4)", "graph-input", "x"),
         ("a = Softplus(x)  y = BN(a, A.4)", "barrier", "a"),
         ("a = BN(x, A.4)  y = Softplus(a)", "barrier", "y"),
+        ("a = com.microsoft.Gelu(x)  y = BN(a, A.4)", "not-floating", "a"),
         ("a = Conv(x, k)  y = BN(a, A.4)", "variable-operand", "k"),
         ("a = Conv(x, w[4,4,1,1])  d = Clip(a, v)  y = BN1(d, A.4)", "variable-operand", "v"),
         ("a = Conv(x, w[4,4,1,1])  d = Pad(a, {0,0,1,1,0,0,1,1}, v)  y = BN1(d, A.4)", "variable-operand", "v"),
@@ -290,7 +291,7 @@ _AROUND = "(T[N,4,6,6] x, T[4,4,3,3] k, T v) => (T[n,c,h,w] y) "
     ],
 )  # fmt: skip
 def test_what_is_kept_says_why_and_where(body: str, reason: str, blocking: str) -> None:
-    (entry,) = folded(build(_AROUND + f"{{ {body} }}"))[1].entries
+    (entry,) = folded(build(_AROUND + f"{{ {body} }}", domains=', "com.microsoft" : 1'))[1].entries
     assert (entry.reason and entry.reason.code, entry.blocking) == (reason, blocking)
 
 

@@ -115,7 +115,7 @@ def test_contract(graph: Graph, dtype: str) -> None:
 @pytest.mark.parametrize("kind", ["BN0", "BN+0", "BN10"])
 def test_before_opset_13_a_quantization_stays_per_tensor(kind: str) -> None:
     """DequantizeLinear has no axis there, whatever axis its default would be: only a uniform scale goes in."""
-    constants = {"q": np.arange(16, dtype=np.int8).reshape(4, 4, 1, 1), "step": 0.5, "zero": np.int8(3)}
+    constants = {"q": np.arange(16, dtype=np.int8).reshape(4, 4, 1, 1), "step": 0.5, "zero": np.int8([3])}
     body = f"u = DequantizeLinear(q, step, zero)  d = {kind}(x, A.4)  y = Conv(d, u)"
     model = build(f"(T[N,4,3,3] x) => (T[N,4,3,3] y) {{ {body} }}", opset=10, constants=constants)
     result, _ = folded(model)
@@ -123,6 +123,16 @@ def test_before_opset_13_a_quantization_stays_per_tensor(kind: str) -> None:
     assert ("BatchNormalization" in operators(result)) == (kind != "BN10")
     inputs = feeds(model)
     assert np.array_equal(at_runtime(result, inputs)["y"], at_runtime(model, inputs)["y"])
+
+
+@pytest.mark.parametrize(("operands", "step"), [("q, step", 0.5), ("q, step, zero", [0.5, 0.25, 1.0, 2.0])])
+def test_a_zero_point_that_says_nothing_new_is_not_written(operands: str, step: float | list[float]) -> None:
+    constants = {"q": np.arange(16, dtype=np.int8).reshape(4, 4, 1, 1), "step": step, "zero": np.int8([0, 1, 2, 3])}
+    body = f"u = DequantizeLinear <axis = 0> ({operands})  d = Conv(x, u)  y = BN+(d, A.4)"
+    model = build(f"(T[N,4,3,3] x) => (T[N,4,3,3] y) {{ {body} }}", constants=constants)
+    result, report = folded(model)
+    assert report.folded == 1
+    assert list(result.graph.node[0].input[2:]) == list(model.graph.node[0].input[2:])
 
 
 @pytest.mark.parametrize("call", ["Clip(c, 0.5, 6.0)", "Pad(c, {0,0,1,1,0,0,1,1}, 0.5)"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 import bnfold
 from bnfold import io
@@ -93,6 +93,11 @@ def _wrong_rank(model: onnx.ModelProto) -> None:
     model.graph.node[1].attribute[0].ints.pop()
 
 
+def _twice(model: onnx.ModelProto) -> None:
+    model.graph.node[1].attribute[0].ints[1] = 3
+    model.graph.value_info.append(helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, ["N", 4, 4, 4]))
+
+
 TRANSPOSED = """(T[N,3,4,4] x) => (T[n,h,w,c] y)
     { a = Conv(x, w[4,3,1,1])  b = Transpose <perm = [0,2,3,1]> (a)  y = Mul(b, s[4]) }"""
 SPLIT = """(T[2,4,8,8] x) => (T[n,c,h,w] y)
@@ -106,9 +111,13 @@ SPLIT = """(T[2,4,8,8] x) => (T[n,c,h,w] y)
         (CONV.replace("A.4", "A.5"), None),
         ("(T[N,4,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.4)  y = Conv(a, w[2,1,4,1]) }", None),
         (TRANSPOSED, _wrong_rank),
+        (TRANSPOSED, _twice),
         (SPLIT, None),
+        (SPLIT.replace("900000000,3", "1,2"), None),
+        (SPLIT.replace("900000000,3", "1,1,2"), None),
     ],
-    ids=["parameters of another size", "channels of another number", "a permutation too short", "parts too large"],
+    ids=["parameters of another size", "channels of another number", "a permutation too short", "an axis taken twice",
+         "parts too large", "parts too small", "more parts than outputs"],
 )
 def test_an_operator_that_contradicts_its_operands_is_left_alone(
     text: str, change: Callable[[onnx.ModelProto], None] | None, tmp_path: Path

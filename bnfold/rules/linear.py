@@ -211,7 +211,7 @@ def _product(op: Op) -> View | Refusal:
         if slot == 1:
             response: Float64 = np.matmul(np.broadcast_to(shift, (*shift.shape[:-1], inner)), matrix)
         else:
-            response = np.matmul(matrix, np.broadcast_to(shift, (*shift.shape[:-2], inner, shift.shape[-1])))
+            response = np.matmul(matrix, np.broadcast_to(shift, (*shift.shape[:-2], inner, 1)))
         return alpha * response
 
     batch = {y_rank - offset for offset in range(3, len(dims) + 1) if dims[-offset] != 1}
@@ -222,8 +222,8 @@ def _product(op: Op) -> View | Refusal:
         x_axes=frozenset({contracted, *(axis - y_rank + x_rank for axis in batch if axis - y_rank + x_rank >= 0)}),
         y_axes=frozenset({y_rank - 1 if slot == 1 else y_rank - 2, *batch}),
         out=out, into=into, respond=respond,
-        bias=(lambda a: a.reshape(a.shape[-1:]) if a.shape[0] == 1 else a) if gemm else None,
-        bias_shape=((outputs,) if slot == 1 else (outputs, 1)) if gemm else (),
+        bias=(lambda a: a[0] if a.shape[0] == 1 else a) if gemm else None,
+        bias_shape=(outputs,) if slot == 1 else (outputs, 1),
     )  # fmt: skip
 
 

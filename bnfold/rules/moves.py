@@ -16,7 +16,7 @@ import numpy as np
 from bnfold.affine import Affine, ranked
 from bnfold.arrays import Float64
 from bnfold.graph import Op, Shape
-from bnfold.rules.base import Facts, Outcome, Reason, Refusal, Rule, Step, Table
+from bnfold.rules.base import Facts, Outcome, Reason, Rule, Step, Table
 from bnfold.rules.tracing import Untraceable, known, regroup, sized
 
 
@@ -87,8 +87,6 @@ def rule(move_of: Callable[[Op], Move], family: str = "moves") -> Rule:
             return stop.refusal.on(op.output())
 
     def sink(op: Op, facts: Facts) -> Outcome:
-        if set(facts) != {0}:
-            return Refusal(Reason.VARIABLE, detail=f"{op.type} computes how it moves at run time")
         try:
             return Step(passed={0: facts[0].map(move_of(op).forward)})
         except Untraceable as stop:

@@ -17,7 +17,7 @@ import numpy as np
 
 from bnfold.affine import ranked
 from bnfold.arrays import Float64
-from bnfold.graph import Op
+from bnfold.graph import Op, Shape
 from bnfold.rules.base import Facts, Judgement, Outcome, Reason, Refusal, Rule, Step, Table
 from bnfold.rules.linear import View, hoisting
 from bnfold.rules.quantized import Weight, weight
@@ -88,29 +88,27 @@ def _group_hoist(op: Op, demands: Facts) -> Outcome:
     return hoisting(_channels)(op, {0: wanted.map(one_a_group)})  # type: ignore[return-value]
 
 
-Together = Callable[[Op, int], frozenset[int]]
+Together = Callable[[Op, Shape], frozenset[int]]
 
 
-def _spatial(op: Op, rank: int) -> frozenset[int]:
-    return frozenset(range(2, rank))
+def _spatial(op: Op, shape: Shape) -> frozenset[int]:
+    return frozenset(range(2, len(shape)))
 
 
-def _whole_groups(op: Op, rank: int) -> frozenset[int]:
+def _whole_groups(op: Op, shape: Shape) -> frozenset[int]:
     """Channels share a mean unless each is a group of its own."""
-    shape = op.shape(0)
-    alone = shape is not None and shape[1] == op.attr("num_groups")
-    return _spatial(op, rank) | (frozenset() if alone else frozenset({1}))
+    return frozenset(range(2 if shape[1] == op.attr("num_groups") else 1, len(shape)))
 
 
-def _last(op: Op, rank: int) -> frozenset[int]:
-    return frozenset(range(int(op.attr("axis", -1)) % rank, rank))
+def _last(op: Op, shape: Shape) -> frozenset[int]:
+    return frozenset(range(int(op.attr("axis", -1)) % len(shape), len(shape)))
 
 
-def _classes(op: Op, rank: int) -> frozenset[int]:
+def _classes(op: Op, shape: Shape) -> frozenset[int]:
     """Before opset 13 all axes from `axis` on were one."""
     if op.opset >= 13:
-        return frozenset({int(op.attr("axis", -1)) % rank})
-    return frozenset(range(int(op.attr("axis", 1)) % rank, rank))
+        return frozenset({int(op.attr("axis", -1)) % len(shape)})
+    return frozenset(range(int(op.attr("axis", 1)) % len(shape), len(shape)))
 
 
 def _unshifted(together: Together) -> Judgement:
@@ -119,19 +117,17 @@ def _unshifted(together: Together) -> Judgement:
     def sink(op: Op, facts: Facts) -> Outcome:
         if set(facts) != {0}:
             return Refusal(Reason.VARIABLE, detail=f"a parameter of {op.type} is computed at run time")
-        rank, fact = op.rank(0), facts[0]
-        if rank is None:
+        shape, fact = op.shape(0), facts[0]
+        if shape is None:
             return Refusal(Reason.UNKNOWN_SHAPE).on(op.input(0))
         if op.used(1):
             return Refusal(Reason.READERS, detail="the mean is read, which has the shift").on(op.output(1))
-        if not fact.shifts:
-            return Refusal(Reason.BARRIER, detail=f"{op.type} takes a scale away only up to epsilon").on(op.input(0))
-        across = fact.shifting.axes(rank) & together(op, rank)
+        across = fact.shifting.axes(len(shape)) & together(op, shape)
         if across:
             detail = f"the shift varies along axis {min(across)}, which {op.type} normalizes"
             return Refusal(Reason.AXIS, detail=detail).on(op.input(0))
         blocked = Refusal(Reason.BARRIER, detail=f"{op.type} takes no scale") if fact.scales else None
-        return Step(rest={0: fact.scaling}, absorbs=True, blocked=blocked)
+        return Step(rest={0: fact.scaling}, absorbs=fact.shifts, blocked=blocked)
 
     return sink
 

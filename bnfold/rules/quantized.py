@@ -41,8 +41,8 @@ def weight(op: Op, slot: int) -> Weight | Refusal:
     if held is not None:
         return _stored(op, slot, held)
     maker = op.maker(slot)
-    if maker is not None and maker.type == "DequantizeLinear" and maker.tensor(0) is not None:
-        return _dequantized(op, maker)
+    if maker is not None and maker.type == "DequantizeLinear" and (codes := maker.tensor(0)) is not None:
+        return _dequantized(maker, codes)
     if maker is not None and maker.type == "Transpose":
         return _transposed(op, maker)
     reason = Reason.OVERRIDABLE if overridable(value) else Reason.VARIABLE
@@ -60,11 +60,11 @@ def either_weight(op: Op) -> tuple[Weight, int] | Refusal:
 
 def _transposed(op: Op, transpose: Op) -> Weight | Refusal:
     """A weight behind a Transpose, as exporters leave one in front of the MatMul of a quantized layer."""
-    held, output = weight(transpose, 0), transpose.output()
+    held = weight(transpose, 0)
     if isinstance(held, Refusal):
         return held
-    if _read_elsewhere(output, op):
-        return Refusal(Reason.READERS, detail="the transposed weight has other readers").on(output)
+    if _read_elsewhere(transpose.output()):
+        return Refusal(Reason.READERS, detail="the transposed weight has other readers").on(transpose.output())
     rank = len(held.shape)
     order = list(transpose.attr("perm") or reversed(range(rank)))
     inverse = [order.index(axis) for axis in range(rank)]
@@ -74,9 +74,8 @@ def _transposed(op: Op, transpose: Op) -> Weight | Refusal:
     )  # fmt: skip
 
 
-def _read_elsewhere(value: ir.Value, op: Op) -> bool:
-    producer = value.producer()
-    return len(value.uses()) != 1 or value.is_graph_output() or producer is None or producer.graph is not op.node.graph
+def _read_elsewhere(value: ir.Value) -> bool:
+    return len(value.uses()) != 1 or value.is_graph_output()
 
 
 def _stored(op: Op, slot: int, held: ir.TensorProtocol) -> Weight:
@@ -88,23 +87,20 @@ def _stored(op: Op, slot: int, held: ir.TensorProtocol) -> Weight:
     return Weight(tuple(held.shape.numpy()), held.dtype, lambda: values(held), scaled)
 
 
-def _dequantized(op: Op, dequantize: Op) -> Weight | Refusal:
-    codes, step, zero = (tensor(dequantize.input(k)) for k in range(3))
-    output = dequantize.output()
-    if codes is None or step is None or (dequantize.has(2) and zero is None):
+def _dequantized(dequantize: Op, codes: ir.TensorProtocol) -> Weight | Refusal:
+    step, zero, output = dequantize.tensor(1), dequantize.tensor(2), dequantize.output()
+    if step is None or (dequantize.has(2) and zero is None):
         return Refusal(Reason.NOT_CONSTANT, detail="a quantization parameter is not a constant").on(output)
-    if _read_elsewhere(output, op):
+    if _read_elsewhere(output):
         return Refusal(Reason.READERS, detail="the dequantized weight has other readers").on(output)
     shape, rank = tuple(codes.shape.numpy()), len(codes.shape)
     axis = int(dequantize.attr("axis", 1)) % max(rank, 1)
     block = int(dequantize.attr("block_size", 0))
     parameters = tuple(step.shape.numpy())
-    per_tensor = int(np.prod(parameters)) == 1 and not block
+    per_tensor = int(np.prod(parameters)) == 1
 
     def spread(array: Array) -> Array:
         """Broadcast a quantization parameter to the weight's axes, blocks repeated."""
-        if per_tensor:
-            return array.reshape([1] * rank)
         if block and array.shape[axis] == 1:
             return array
         if block:

@@ -111,7 +111,7 @@ def part_read(op: Op) -> Float64 | None:
             return None
         read = np.ones([1] * len(shape))
         for axis, index in cuts.items():
-            if index is not None and isinstance(shape[axis], int):
+            if index is not None:
                 row = np.zeros(sized(shape[axis]))
                 row[index] = 1.0
                 read = read * along(row, axis, len(shape))
@@ -170,7 +170,7 @@ def _tile(op: Op) -> Move:
     def backward(a: Float64, fill: float) -> Float64:
         a = ranked(a, len(shape))
         for axis, (n, size) in enumerate(zip(repeats, a.shape, strict=True)):
-            if size == 1 or n == 1:
+            if size == 1:
                 continue
             copies = np.split(a, n, axis=axis)
             if not all(np.array_equal(copies[0], copy) for copy in copies):

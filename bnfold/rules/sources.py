@@ -49,7 +49,7 @@ def source(op: Op) -> Source | Refusal | None:
 
 def _batch_norm(op: Op) -> Source | Refusal:
     x = op.input(0)
-    if x is None or not is_floating(x):
+    if not foldable_dtype(dtype(x)):
         return Refusal(Reason.NOT_FLOATING).on(x)
     others = range(1, len(op.node.outputs))
     if (

@@ -7,7 +7,7 @@ reason codes of the BatchNormalizations that are kept) or must leave something e
 
 from __future__ import annotations
 
-from tests.cases import bodies, commutes, convolutions, joins, layers, moves, products, sources
+from tests.cases import bodies, commutes, convolutions, joins, layers, moves, plans, products, sources
 from tests.cases.base import Case, Graph
 
 CASES: tuple[Case, ...] = (
@@ -19,6 +19,7 @@ CASES: tuple[Case, ...] = (
     *joins.CASES,
     *layers.CASES,
     *bodies.CASES,
+    *plans.CASES,
 )
 
 __all__ = ["CASES", "Case", "Graph"]

@@ -45,6 +45,11 @@ CASES = (
     case("BN in a branch, its convolution beside it", _IF, "If Conv Conv Relu", "hoist",
          twin={"y = If": "a = Conv(x, w)  y = If", "a = Conv(x, w[4,3,3,3])  u": "u",
                "Conv(x, w)  v": "Conv(x, w[4,3,3,3])  v"}, kept="body", left="Conv If BatchNormalization Conv Relu"),
+    case("BN in a branch, the quantized weight of its convolution outside",
+         _IF.replace("(x, w)", "(x, k[4,3,3,3])").replace("w[4,3,3,3]", "w")
+         .replace("y = If", "w = DequantizeLinear(q, d)  y = If"),
+         "DequantizeLinear If Conv Conv Relu", "hoist", twin={"k[4,3,3,3]": "w"}, kept="other-readers",
+         constants={"q": np.arange(-54, 54, dtype=np.int8).reshape(4, 3, 3, 3), "d": np.array(0.5)}, dtypes=("float",)),
     case("BN whose value a branch reads", _OUTSIDE, "Conv If Relu Neg", "hoist",
          twin={"Relu(z)": "Relu(a)"}, kept="body"),
     case("BN in a loop", _LOOP, "Loop Identity Conv Relu", "hoist",

@@ -107,7 +107,7 @@ _CLIP = (
     _hoist("Clip, one scale and shift", "d = Clip(a, -1., 6.)  y = BN+1(d, A.4)", "Clip", {"BN+1": "BN+"}, "axis"),
     _hoist("Clip, one negative scale", "d = Clip(a, -1., 6.)  y = BN1(d, A.4)", "Clip", {"BN1": "BN"}, "axis"),
     _hoist("Clip by attributes", "d = Clip <min = -1.0, max = 6.0> (a)  y = BN1(d, A.4)", "Clip",
-           {"h,w] y)": "h,w] y, T[n,p,q,r] d)"}, "graph-output", opset=10),
+           {", max = 6.0": "", "BN1(d, A.4)": "Mul(d, 0.0)"}, opset=10, twin_after="Conv Clip Mul", dtypes=("float",)),
     _hoist("Clip to a maximum", 'd = Clip(a, "", 6.)  y = BN+1(d, A.4)', "Clip", {"6.": "m",
     "d = Clip": "m = ReduceMax <keepdims = 0> (x)  d = Clip"},
            "variable-operand"),

@@ -138,8 +138,10 @@ CASES = (
           {"e = BN(z, A.4)": "e = BN(z, B.4)"}, twin_after="Mul Mul Add Conv"),
     _sink("Where, like BNs", "a = BN(x, A.4)  e = BN(z, A.4)  p = Less(z, x)  d = Where(p, a, e)", "Less Where",
           {"e = BN(z, A.4)": "e = BN(z, B.4)"}, "unequal-branches unequal-branches"),
-    _sink("Concat of rows, like BNs", "a = BN(x, A.4)  e = BN(z, A.4)  d = Concat <axis = 2> (a, e)", "Concat",
-          {"e = BN(z, A.4)": "e = BN(z, B.4)"}, "axis axis"),
+    case("like BNs, Concat of unknown numbers of rows, Conv",
+         "(T[N,4,H,8] x, T[N,4,G,8] z) => (T[n,c,h,w] y) { a = BN(x, A.4)  e = BN(z, A.4)"
+         "  d = Concat <axis = 2> (a, e)  y = Conv(d, w[2,4,1,1]) }", "Concat Conv", "sink",
+         twin={"BN(z, A.4)": "BN(z, B.4)"}, kept="unknown-shape unknown-shape"),
     case("a product of two negations", "(T[N,4] x, T[N,4] z) => (T[n,c] y) { a = Neg(x)  b = Neg(z)  y = Mul(a, b) }",
          "Mul", twin={"Mul(a, b)": "Max(a, b)"}),
     # Sunk.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import ml_dtypes
 import numpy as np
 
 from tests.cases.base import Case, case
@@ -63,6 +64,10 @@ CASES = (
          "(T[N,5,3] x, T[N,4,3] z) => (T[n,t,c] y) { q = MatMul(x, w[3,3])"
          '  a = Einsum <equation = "bid,bjd->bij"> (q, z)  y = Mul(a, 0.5) }', "MatMul Einsum",
          twin={"Mul(a, 0.5)": "Add(a, 0.5)"}),
+    case("Einsum of two values, BN",
+         "(T[N,5,3] x, T[N,4,3] z) => (T[n,t,c] y) { q = MatMul(w[5,5], x)"
+         '  a = Einsum <equation = "bid,bjd->bij"> (q, z)  y = BN(a, A.5) }', "MatMul Einsum Add", "hoist",
+         twin={"q = MatMul(w[5,5], x)  ": "", "(q, z)": "(x, z)", "T[N,5,3]": "T[N,?,3]", "A.5": "A.2"}, kept="axis"),
     case("Einsum of two values without a law",
          "(T[N,5,5] x, T[N,4,5] z) => (T[n,t,c] y) { q = MatMul(x, w[5,5])"
          '  a = Einsum <equation = "bid,bjd->bij"> (q, z)  y = Mul(a, 0.5) }', "MatMul Einsum",
@@ -102,10 +107,10 @@ CASES = (
       for name, softmax, twin, options in (
           ("without an axis", "Softmax", {}, {"twin_opset": 11}),
           ("of opset 11", "Softmax <axis = 2>", {"axis = 2": "axis = 1"}, {"opset": 11}))),
-    case("attention through a Dropout", _ATTENTION.replace("p = S", "q = S") + "p = Dropout(q, 0.5, r)"
+    case("attention through a Dropout", _ATTENTION.replace("p = S", "q = S") + "p = Dropout(q)"
          "  v = MatMul(x, w[3,4])  b = Add(v, k[4])  a = MatMul(p, b)  y = Add(a, t[4]) }",
-         "Softmax Dropout MatMul MatMul Add", twin={}, exact=False, constants={"r": np.array(False)},
-         twin_constants={"r": np.array(True)}, left="Softmax Dropout MatMul Add MatMul Add"),
+         "Softmax Dropout MatMul MatMul Add", twin={"Dropout(q)": "Dropout(q, 0.5, r)"}, exact=False,
+         constants={"r": np.array(True)}, left="Softmax Dropout MatMul Add MatMul Add"),
     case("attention through a Transpose that reverses",
          "(T[5,4] s, T[5,3] x) => (T[n,c] y) { q = Softmax <axis = 0> (s)  p = Transpose(q)  v = MatMul(x, w[3,4])"
          "  b = Add(v, k[4])  a = MatMul(p, b)  y = Add(a, t[4]) }", "Softmax Transpose MatMul MatMul Add", exact=False,
@@ -119,11 +124,12 @@ CASES = (
          "(T[N,5,5] s, T[N,3,5] x) => (T[n,t,c] y) { p = Softmax <axis = -1> (s)  b = Conv(x, w[4,3,1])"
          "  v = Transpose <perm = [0,2,1]> (b)  a = MatMul(p, v)  y = Add(a, t[4]) }", "Softmax Conv Transpose MatMul",
          twin={"axis = -1": "axis = 1"}, left="Softmax Conv Transpose MatMul Add", exact=False),
-    case("attention by Einsum over as many",
-         "(T[N,2,5,5] s, T[N,2,5,3] x) => (T[n,h,t,c] y) { p = Softmax <axis = -1> (s)  v = MatMul(x, w[3,4])"
-         '  b = Add(v, k[4])  a = Einsum <equation = "bhij,bhjd->bhid"> (p, b)  y = Add(a, t[4]) }',
-         "Softmax MatMul Einsum Add", twin={"T[N,2,5,5] s": "T[N,2,5,1] s"}, exact=False,
-         left="Softmax MatMul Add Einsum Add"),
+    *(case(f"attention by Einsum over as many{name}",
+           "(T[N,2,5,5] s, T[N,2,5,3] x) => (T[n,h,t,c] y) { p = Softmax <axis = -1> (s)  v = MatMul(x, w[3,4])"
+           '  b = Add(v, k[4])  a = Einsum <equation = "bhij,bhjd->bhid"> (p, b)  y = Add(a, t[4]) }',
+           "Softmax MatMul Einsum Add", twin=twin, exact=False, left="Softmax MatMul Add Einsum Add")
+      for name, twin in (("", {"T[N,2,5,5] s": "T[N,2,5,1] s"}),
+                         (" as is known", {"T[N,2,5,5] s": "T[N,2,5,?] s", "T[N,2,5,3] x": "T[N,2,?,3] x"}))),
     case("attention through an Identity", _ATTENTION.replace("p = S", "q = S") + "p = Identity(q)"
          "  v = MatMul(x, w[3,4])  b = Add(v, k[4])  a = MatMul(p, b)  y = Add(a, t[4]) }",
          "Softmax Identity MatMul MatMul Add", twin={"Identity": "Neg"}, left="Softmax Neg MatMul Add MatMul Add",
@@ -135,6 +141,9 @@ CASES = (
     case("MatMul of two values, a scale of two batches",
          "(T[2,1,5,3] x, T[1,3,3,6] z) => (T[b,n,t,c] y) { q = MatMul(x, w[2,1,3,3])  a = MatMul(q, z)"
          "  y = Mul(a, s[2,1,1,1]) }", "MatMul MatMul", twin={"s[2,1,1,1]": "s[2,3,1,1]"}, left="MatMul MatMul Mul"),
+    case("Mul, MatMul of two values, BN along an axis that the left one repeats",
+         "(T[N,1,5,3] x, T[N,4,3,6] z) => (T[b,n,t,c] y) { q = Mul(x, 0.5)  a = MatMul(q, z)  y = BN(a, A.4) }",
+         "MatMul Mul Add", twin={"T[N,1,5,3] x": "T[N,4,5,3] x"}, left="Mul MatMul Add"),
     # What would leave nothing but a shift behind passes nothing at all: the value in front keeps its name.
     *(case(f"{call}, BN that only shifts",
            f"(T[N,5,5] x, T[N,5,5] z) => (T[n,t,c] y) {{ a = {call}  y = BN(a, A.5) }}",
@@ -173,7 +182,7 @@ CASES = (
          "InstanceNormalization", "hoist", twin={"g[3]": "g", "(T[N,3,6] x)": "(T[N,3,6] x, T[3] g)"},
          kept="variable-operand", exact=False),
     case("LayerNormalization, Mul, Add",
-         "(T[N,5,6] x) => (T[n,t,c] y) { a = LayerNormalization(x, g[6])  d = Mul(a, s[6])  y = Add(t[6], d) }",
+         "(T[N,5,6] x) => (T[n,t,c] y) { a = LayerNormalization(x, g[1,6])  d = Mul(a, s[6])  y = Add(t[6], d) }",
          "LayerNormalization", twin={"s[6]": "s[5,1]"}, left="LayerNormalization Mul Add", exact=False),
     case("LayerNormalization whose mean is read, BN",
          "(T[N,5,6] x) => (T[n,t,c] y) { a = LayerNormalization <axis = 1> (x, g[5,6], b[5,6])  y = BN(a, A.5) }",
@@ -192,6 +201,9 @@ CASES = (
     case("Add, GroupNormalization of single channels", "(T[N,4,6] x) => (T[n,c,t] y) { a = Add(x, k[4,1])"
          "  y = GroupNormalization <num_groups = 4> (a, g[4], b[4]) }", "GroupNormalization",
          twin={"num_groups = 4": "num_groups = 2"}, opset=21, ir_version=10, exact=False),
+    case("BN, InstanceNormalization and a second reader", "(T[N,3,6] x) => (T[n,c,t] y, T[k,l,m] z) { a = BN(x, A.3)"
+         "  y = InstanceNormalization(a, g[3], b[3])  z = Conv(a, w[2,3,3]) }", "Mul InstanceNormalization Conv",
+         "sink", twin={"Conv(a": "Conv <pads = [1,1]> (a"}, kept="barrier", exact=False),
     case("BN, LayerNormalization", "(T[N,5,6] x) => (T[n,c,t] y) { a = BN(x, A.5)"
          "  y = LayerNormalization(a, g[6], b[6]) }", "Mul LayerNormalization", "sink",
          twin={"LayerNormalization(": "LayerNormalization <axis = 1> ("}, kept="axis", exact=False),
@@ -242,6 +254,20 @@ CASES = (
          "  y = Mul(a, s[4]) }", "DequantizeLinear Transpose MatMul", dtypes=("float",),
          constants={"q": np.arange(32, dtype=np.int8).reshape(4, 8), "d": _STEPS},
          twin={"=> (T[n,c] y)": "=> (T[n,c] y, T[k,m] w)"}),
+    case("Conv of a dequantized weight, channels last, BN",
+         "(T[N,3,6,6] x) => (T[n,c,h,w] y) { v = DequantizeLinear <axis = 0> (q, d)"
+         "  w = Transpose <perm = [0,3,1,2]> (v)  a = Conv(x, w)  y = BN(a, A.4) }", "DequantizeLinear Transpose Conv",
+         "hoist", dtypes=("float",), constants={"q": _CODES.transpose(0, 2, 3, 1), "d": _STEPS},
+         twin={"axis = 0": "axis = 3"}, twin_constants={"q": _CODES.transpose(0, 2, 3, 1), "d": _STEPS[:3]},
+         kept="axis"),
+    case("Conv of a weight dequantized from float8, BN without a negative scale",
+         "(T[N,3,6,6] x) => (T[n,c,h,w] y) { w = DequantizeLinear(q, d)  a = Conv(x, w)  y = BN+(a, A.4) }",
+         "DequantizeLinear Conv", "hoist", opset=19, ir_version=9, dtypes=("float",), twin={"BN+": "BN"},
+         constants={"q": (_CODES / 8).astype(ml_dtypes.float8_e4m3fn), "d": np.array(0.5)}, kept="negative-scale"),
+    case("Conv of a dequantized weight, Add",
+         "(T[N,3,6,6] x) => (T[n,c,h,w] y) { w = DequantizeLinear(q, d)  a = Conv(x, w)  y = Add(a, s[4,1,1]) }",
+         "DequantizeLinear Conv", dtypes=("float",), constants={"q": _CODES, "d": np.array(0.5)},
+         twin={"Add(a, s[4,1,1])": "Add(a, s[4,4])"}),
     _quantized("per block", " <axis = 1, block_size = 2> (q, d)", opset=21, ir_version=10,
                constants={"q": _CODES, "d": np.ones((4, 2, 3, 3)) * 0.5},
                twin={"=> (T[n,c,h,w] y)": "=> (T[n,c,h,w] y, T[m,o,u,v] a)"}, kept="graph-output"),

@@ -37,7 +37,7 @@ CASES = (
            _MOVED_READ, "graph-output"),
     _hoist("channel shuffle", _SHUFFLE + "  y = BN(d, A.4)", "Reshape Transpose Reshape",
            {"[0,2,1,3,4]": "[0,1,3,2,4]"}, "axis"),
-    _hoist("Slice of channels", "d = Slice(a, {1}, {3}, {1})  y = BN(d, A.2)", "Slice",
+    _hoist("Slice of channels, its axes not named", "d = Slice(a, {0, 1}, {9, 3})  y = BN(d, A.2)", "Slice",
            {"=> (T[n,c,h,w] y": "=> (T[n,p,q,r] a, T[n,c,h,w] y"}, "graph-output"),
     # Readers of parts of one value may each ask something else of their part.
     _hoist("two Slices of channels, one BN", "e = Slice(a, {0}, {2}, {1})  d = BN(e, A.2)  f = Slice(a, {2}, {4}, {1})"
@@ -49,7 +49,8 @@ CASES = (
            "  v = Gather <axis = 1> (a, {2})  s = Mul(q, 0.5)  t = Mul(s, k)  y = Mul(t, v)",
            "Gather Gather Gather Mul Mul", {"v = Gather <axis = 1> (a, {2})": "v = Gather <axis = 1> (a, i)",
                                             "T[2,3,8,8] x": "T[2,3,8,8] x, int64[1] i"}, ""),
-    _hoist("Slice backwards", "d = Slice(a, {-1}, {-2147483648}, {1}, {-2})  y = BN(d, A.2)", "Slice",
+    _hoist("Slice backwards of channels and rows",
+           "d = Slice(a, {-1, 5}, {-2147483648, 2}, {1, 2}, {-2, -1})  y = BN(d, A.2)", "Slice",
            _MOVED_READ, "graph-output"),
     _hoist("Slice by attributes", "d = Slice <starts = [1], ends = [3], axes = [1]> (a)  y = BN(d, A.2)", "Slice",
            _MOVED_READ, "graph-output", opset=9),
@@ -143,6 +144,8 @@ CASES = (
     _sink("Split, two Convs", "d, e = Split <axis = 1> (a, {1, 3})  f = Conv(d, w[2,1,3,3])  g = Conv(e, v[2,3,3,3])"
           "  y = Concat <axis = 1> (f, g)", "Split Conv Conv Concat", {"Conv(d": "Conv <pads = [1,1,1,1]> (d",
           "Conv(e": "Conv <pads = [1,1,1,1]> (e"}, "padding"),
+    _sink("Split into equal parts, Conv", "d, e = Split <axis = 1> (a)  y = Conv(d, w[2,2,3,3])", "Split Conv",
+          _PADDED, "padding"),
     _sink("Gather of channels, Conv", "d = Gather <axis = 1> (a, {3, 0, 3})  y = Conv(d, w[3,3,3,3])", "Gather Conv",
           _PADDED, "padding"),
     case("BN, Gather of rows at run time, Conv",
