@@ -72,8 +72,17 @@ def source_path(model: ir.Model) -> Path | None:
     return path
 
 
+def detached(model: ir.Model) -> ir.Model:
+    """Return the model, which is about to be changed, as one that no file holds any more."""
+    model.meta.pop(_PATH, None)
+    return model
+
+
 def digest(source: Source) -> str:
-    """sha256 of a model, as hexadecimal: of its file and external data, or of what `save` would serialize."""
+    """sha256 of a model, as hexadecimal: of its file and external data, or of what `save` would serialize.
+
+    A model that was edited after it was loaded still has the digest of its file.
+    """
     if isinstance(source, (str, os.PathLike)):
         source = load(source)
     if isinstance(source, ir.Model) and _PATH in source.meta:

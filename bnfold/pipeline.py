@@ -14,7 +14,7 @@ from bnfold import constants
 from bnfold.folding.report import FOLD_MAP, SOURCE_DIGEST, FoldReport
 from bnfold.graph import external_tensors, total_bytes
 from bnfold.graph.skeleton import check
-from bnfold.io import Source, checked, digest
+from bnfold.io import Source, checked, detached, digest
 from bnfold.io import save as _save
 from bnfold.rewrite import rewrite
 from bnfold.seal import seal
@@ -114,7 +114,7 @@ def optimize(
         before, external = total_bytes(original), any(external_tensors(original))
         fold_map, name = original.metadata_props.get(FOLD_MAP), digest(original)
         # A copy only where somebody still needs the original: the proof, or the caller whose model it is.
-        model = original.clone() if verify or original is source else original
+        model = original.clone() if verify or original is source else detached(original)
     with step("simplify", "simplifying"):
         simpler, simplified = _simplify(model, simplify)
         if simpler is not model:

@@ -19,7 +19,7 @@ from onnx_ir.passes import common
 from bnfold.errors import BnfoldError, ModelError
 from bnfold.files import scratch_folder
 from bnfold.graph import node_count, nodes_within, total_bytes
-from bnfold.io import load, save
+from bnfold.io import detached, load, save
 
 Mode = Literal["auto", "always", "never"]
 
@@ -100,7 +100,7 @@ def _in_child(model: ir.Model, timeout: float) -> tuple[ir.Model | None, str]:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             return None, f"onnxsim failed: {lines[-1]}"
         try:
-            simpler = load(after)
+            simpler = detached(load(after))  # that file is about to go
             common.LiftConstantsToInitializersPass()(simpler)
             common.RemoveUnusedNodesPass()(simpler)
             _restore_interface(model, simpler)
