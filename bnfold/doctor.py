@@ -32,7 +32,7 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Provider:
+class Probe:
     """An execution provider that this ONNX Runtime was built with, and whether a model ran on it just now."""
 
     name: str
@@ -55,7 +55,7 @@ class Health:
     python: str
     system: str
     packages: tuple[Package, ...]
-    providers: tuple[Provider, ...]
+    providers: tuple[Probe, ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -122,7 +122,7 @@ def _package_findings(packages: list[Package]) -> list[Finding]:
     return found
 
 
-def _provider_findings(providers: tuple[Provider, ...]) -> list[Finding]:
+def _provider_findings(providers: tuple[Probe, ...]) -> list[Finding]:
     found = []
     for provider in providers:
         if provider.works:
@@ -157,21 +157,21 @@ def _built_in() -> list[str]:
         return ["cpu"]
 
 
-def _probe(name: str) -> Provider:
+def _probe(name: str) -> Probe:
     """A provider that crashes must not take the doctor with it."""
     command = [sys.executable, "-m", "bnfold.doctor", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S, check=False)
     except subprocess.TimeoutExpired:
-        return Provider(name, False, f"no answer within {PROBE_S:g} s")
+        return Probe(name, False, f"no answer within {PROBE_S:g} s")
     if done.returncode == 0:
-        return Provider(name, True, "")
+        return Probe(name, True, "")
     if done.returncode < 0:
-        return Provider(name, False, f"killed by signal {-done.returncode}")
+        return Probe(name, False, f"killed by signal {-done.returncode}")
     if name in ("cuda", "tensorrt") and not _has_gpu():
-        return Provider(name, False, "no NVIDIA GPU on this machine")
+        return Probe(name, False, "no NVIDIA GPU on this machine")
     lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-    return Provider(name, False, lines[-1] if lines else f"exit code {done.returncode}")
+    return Probe(name, False, lines[-1] if lines else f"exit code {done.returncode}")
 
 
 if __name__ == "__main__":

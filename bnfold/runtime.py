@@ -166,22 +166,15 @@ def is_optimized(session: InferenceSession) -> bool:
 def placement(session: InferenceSession) -> dict[str, int]:
     """Return how many nodes each provider runs, by ONNX Runtime's names; empty where this build does not tell."""
     counts: Counter[str] = Counter()
-    try:
-        for part in session.get_provider_graph_assignment_info():
-            counts[part.ep_name] += len(part.get_nodes())
-    except (AttributeError, RuntimeError):
-        return {}
+    for part in _assigned(session):
+        counts[part.ep_name] += len(part.get_nodes())
     return dict(counts)
 
 
 def elsewhere(session: InferenceSession, provider: str) -> list[tuple[str, str]]:
     """Return operator and name of each node that another provider than `provider` runs; empty if none is known."""
     name = named(provider).full
-    try:
-        parts = session.get_provider_graph_assignment_info()
-    except (AttributeError, RuntimeError):
-        return []
-    return [(n.op_type, n.name) for part in parts if part.ep_name != name for n in part.get_nodes()]
+    return [(n.op_type, n.name) for part in _assigned(session) if part.ep_name != name for n in part.get_nodes()]
 
 
 def unproven(session: InferenceSession, provider: str) -> str | None:
@@ -192,9 +185,8 @@ def unproven(session: InferenceSession, provider: str) -> str | None:
     placed = placement(session)
     if not placed:
         return f"this ONNX Runtime does not tell which provider runs what, so {provider} is unproven"
-    elsewhere = sum(count for other, count in placed.items() if other != name)
-    if placed.get(name, 0) == 0:
-        return f"no node of the model runs on {provider}: {elsewhere} run elsewhere"
+    if not placed.get(name):
+        return f"no node of the model runs on {provider}: {sum(placed.values())} run elsewhere"
     return None
 
 
@@ -209,6 +201,14 @@ def provider_fault(message: str, name: str) -> bool:
     """Whether a failed session is the provider's fault (library, device, fallback refused) and not the model's."""
     signs = ("libraries", "no cuda-capable", "cudart", "cudnn", "cublas", "disable_cpu_ep_fallback", "fallback to cpu")
     return any(sign in message.lower() for sign in (*signs, "device", name.lower()))
+
+
+def _assigned(session: InferenceSession) -> list[Any]:
+    """The parts of the graph with the provider that runs each; none where this build does not tell."""
+    try:
+        return list(session.get_provider_graph_assignment_info())
+    except (AttributeError, RuntimeError):
+        return []
 
 
 @functools.cache
