@@ -61,7 +61,8 @@ def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in module.modules():
-            if isinstance(part, _BatchNorm):
+            if isinstance(part, _BatchNorm) and part.running_mean is not None and part.affine:
+                assert part.running_var is not None
                 part.running_mean.normal_(generator=generator)
                 part.running_var.uniform_(0.5, 2, generator=generator)
                 part.weight.normal_(generator=generator)
