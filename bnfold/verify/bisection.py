@@ -229,7 +229,9 @@ class _Work:
         for sample in drawn:
             local.run(evaluator, sample)
         faulty = tuple(local.faulty(drawn))
-        unchecked = [f"layer {x.label!r}: {x.unchecked}" for x in local.reported() if x.unchecked is not None]
+        refuted = [layer for layer in local.layers.values() if layer.name in self.refuted]
+        unchecked = [f"layer {x.label!r}: its constants are wrong, which no input that was run shows" for x in refuted]
+        unchecked += [f"layer {x.label!r}: {x.unchecked}" for x in local.reported() if x.unchecked is not None]
         status: Any = "found" if faulty else "inconclusive" if unchecked else "same"
         reasons = tuple(unchecked) if status == "inconclusive" else ()
         return Bisection(status, method, faulty, len(local.layers), runs, reasons, self.windows)

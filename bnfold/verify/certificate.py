@@ -9,8 +9,9 @@ out anew from the original (`recompute`).
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -115,9 +116,9 @@ def check(original: ir.Model, candidate: ir.Model, expect_folds: int | None = No
             continue
         result.layers.append(layer)
         if layer.ratio > 1.0:
-            part = "weight" if layer.weight >= layer.bias else "bias"
-            where, how = result.label(name), "times further from the folded one than rounding allows"
-            result.problems.append(_problem(f"the {part} of {where!r} is {layer.ratio:.3g} {how}", where))
+            where, how = layer.at or result.label(name), "times further from the folded one than rounding allows"
+            how = f"{layer.ratio:.3g} {how}" if math.isfinite(layer.ratio) else "not what the original makes it"
+            result.problems.append(_problem(f"the {layer.part} of {where!r} is {how}", where))
     source = candidate.metadata_props.get(SOURCE_DIGEST)
     if result.problems and source is not None and source != digest(original):
         result.warnings.append("the candidate's metadata names another file than this original as its source")
@@ -128,12 +129,18 @@ def cut(original: ir.Model, candidate: ir.Model, *, trusted: bool) -> tuple[Wind
     """Cut two models into windows whose values mean the same in both; return them with the changed ones recomputed."""
     windows = Windows(original, candidate, trusted=trusted)
     layers = dict(recompute(windows, own=trusted))
+    first = {name: windows.by_name[name].label for name, layer in layers.items() if layer and layer.decisive}
     while rescaled := {name for name, layer in layers.items() if not trusted and layer is not None and layer.moved}:
         # What reads such a layer may take the scale back, so that only both together mean what they did.
         wider = windows.wider(windows.without | rescaled)
         if len(wider.listed) == len(windows.listed):
             break
         windows, layers = wider, dict(recompute(wider, own=False))
+    for name, layer in layers.items():
+        if layer is not None and layer.decisive:
+            inside = {str(value.name) for node in windows.by_name[name].original.nodes for value in node.outputs}
+            at = next((label for narrow, label in first.items() if narrow in inside), "")
+            layers[name] = replace(layer, at=at)
     return windows, layers
 
 

@@ -137,6 +137,8 @@ class Gate:
                 break
         else:
             self.probe(exact, drawn[0], constancy)
+        if self.local is not None and not self.proof["applies"]:
+            self.doubts += map(inconclusive, self.local.unreached(self.coverage.ran))
         found = judge(self.model, side, self.tallies.values(), constancy, self.coverage)
         self.doubts += found.doubts
         self.warnings += found.warnings

@@ -7,7 +7,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,14 +17,15 @@ import onnx_ir as ir
 from bnfold import runtime
 from bnfold.arrays import Array
 from bnfold.errors import ModelError
-from bnfold.graph import dtype
+from bnfold.graph import bodies, dtype, label
 from bnfold.inputs.feeds import Sample
 from bnfold.providers import named
 from bnfold.verify.kernels.base import Unsupported, is_float, real
 from bnfold.verify.layererror import LocalMeasure, measure
 from bnfold.verify.magnitude import Bounded, bounded
-from bnfold.verify.reference import Evaluator, Observer
+from bnfold.verify.reference import Evaluator, Observer, captured
 from bnfold.verify.sides import OnnxReference
+from bnfold.verify.structure import attribute_differences
 from bnfold.verify.verdict import Status
 from bnfold.verify.windows import Window, Windows, extracted
 
@@ -159,6 +160,22 @@ class Local:
         for layer in accused:
             layer.acquitted = layer.name not in self.refuted and not guilty & {*layer.window.candidate.labels}
         return [layer for layer in accused if not layer.acquitted]
+
+    def unreached(self, ran: Collection[Any]) -> Iterator[str]:
+        """Yield a reason for each branch or body of the original that differs, or may, but that no input came to."""
+        for layer in self.layers.values():
+            for node in layer.window.original.nodes:
+                skipped = [body.name for body in bodies(node) if len(body) and body not in ran]
+                if skipped and not any(self._alike(node, other) for other in layer.window.candidate.nodes):
+                    what = f"it differs in {node.op_type} {label(node)!r}, of which no input ran {skipped[0]!r}"
+                    yield f"layer {layer.label!r}: {what}; give inputs that do"
+
+    def _alike(self, ours: ir.Node, theirs: ir.Node) -> bool:
+        """Whether the bodies of two nodes compute the same from the same."""
+        if ours.op_type != theirs.op_type or next(attribute_differences(ours, theirs), None) is not None:
+            return False
+        mine, other = captured(ours), captured(theirs)
+        return len(mine) == len(other) and all(map(self.windows.pairing.same_value, mine, other))
 
     def reported(self) -> list[Layer]:
         """The layers that were held against float64, or could not be."""

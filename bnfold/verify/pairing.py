@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from bnfold.graph import BATCH_NORM, dtype, is_op
 from bnfold.verify.formulas import LINEAR, Folded, folded, layer, stored
-from bnfold.verify.reference import reads
+from bnfold.verify.reference import captured, reads
 from bnfold.verify.structure import attribute_differences, tensor_difference
 
 # Consumers that a fold removes: a value that they read in one model only may have changed its meaning.
@@ -109,7 +109,7 @@ class Pairing:
             return False
         if next(attribute_differences(ours, theirs), None) is not None:
             return False
-        mine, other = _trimmed(ours), _trimmed(theirs)
+        mine, other = ([*_trimmed(node), *captured(node)] for node in (ours, theirs))
         return len(mine) == len(other) and all(map(self.same_value, mine, other))
 
     def same_value(self, ours: ir.Value | None, theirs: ir.Value | None) -> bool:

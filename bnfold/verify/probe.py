@@ -34,7 +34,8 @@ class Recomputed:
     """One window proven or refuted: errors over their limits, and the worst-case difference `slope`·B + `offset`.
 
     `signs` are the inputs that reach it, at B = 1, in the order of the weight. `rescaled` says that each output
-    channel as a whole is a positive multiple of what it should be: the layer that reads it may take that back.
+    channel as a whole is a positive multiple of what it should be: the layer that reads it may take that back. Of a
+    `decisive` constant `weight` is the error over its limit, and `at` names the node in a wider window that has it.
     """
 
     name: str
@@ -45,6 +46,13 @@ class Recomputed:
     channel: int
     signs: Array = field(repr=False)
     rescaled: bool = False
+    decisive: bool = False
+    at: str = ""
+
+    @property
+    def part(self) -> str:
+        """What is furthest off."""
+        return "constant" if self.decisive else "weight" if self.weight >= self.bias else "bias"
 
     @property
     def ratio(self) -> float:

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from bnfold.arrays import Array
 from bnfold.graph import BATCH_NORM, dtype, is_op
+from bnfold.verify.decisive import apart
 from bnfold.verify.formulas import LINEAR, Folded, folded, layer, stored
 from bnfold.verify.kernels.base import Unsupported
 from bnfold.verify.precision import UNIT_ROUNDOFF, smallest_subnormal
@@ -37,9 +38,17 @@ def recompute(windows: Windows, *, own: bool) -> Iterator[tuple[str, Recomputed 
         try:
             with np.errstate(all="ignore"):  # weights that are not finite are named elsewhere
                 found = _recomputed(windows, window, OWN if own else FOREIGN)
-            yield window.name, found
+            yield window.name, found or (None if own else _decided(windows, window))
         except (Unsupported, ValueError, ArithmeticError):
             yield window.name, None  # a shape that probing does not fit; V2 runs the window as it is
+
+
+def _decided(windows: Windows, window: Window) -> Recomputed | None:
+    """The window refuted by a constant that decides; such a one proves nothing, for there is more to the window."""
+    ratio = apart(windows, window)
+    if ratio is None or ratio <= 1.0:
+        return None
+    return Recomputed(window.name, ratio, 0.0, 0.0, 0.0, 0, np.zeros(0), rescaled=True, decisive=True)
 
 
 def _recomputed(windows: Windows, window: Window, factors: tuple[float, float]) -> Recomputed | None:

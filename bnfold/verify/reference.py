@@ -226,6 +226,13 @@ def reads(node: ir.Node) -> Iterator[ir.Value]:
         yield from body.outputs
 
 
+def captured(node: ir.Node) -> list[ir.Value]:
+    """The values of the node's own graph that its bodies read, in order and as often as they do."""
+    return [value for body in bodies(node) for inner in body for value in reads(inner) if value.graph is node.graph] + [
+        value for body in bodies(node) for value in body.outputs if value.graph is node.graph
+    ]
+
+
 def _used_outputs(node: ir.Node) -> int:
     named = [i for i, v in enumerate(node.outputs) if v.name]
     return named[-1] + 1 if named else 1

@@ -136,12 +136,17 @@ class Constancy:
 
 @dataclass
 class Coverage:
-    """Which channels of clipping activations ever leave zero; samples in several threads may be counted at once."""
+    """Which channels of clipping activations ever leave zero, and which branches and bodies of loops ever ran.
+
+    Samples in several threads may be counted at once.
+    """
 
     fired: dict[ir.Node, Array] = field(default_factory=dict)
+    ran: set[Any] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, node: ir.Node, inputs: Sequence[Any], results: Sequence[Any]) -> None:
+        self.ran.add(node.graph)
         value = results[0] if results else None
         if node.op_type in CLIPPING and value is not None and is_float(value) and value.ndim >= 2 and value.size:
             now = (value != 0).any(axis=(0, *range(2, value.ndim)))

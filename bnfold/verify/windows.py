@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from bnfold.graph import annotate, dtype, label
 from bnfold.verify.pairing import Pairing
-from bnfold.verify.reference import inlined, reads
+from bnfold.verify.reference import captured, inlined, reads
 from bnfold.verify.structure import attribute_differences
 
 
@@ -99,7 +99,10 @@ class Windows:
                 return False
             if not _same_node(one, two):
                 return False
-            for x, y in zip(one.inputs, two.inputs, strict=True):
+            outside = captured(one), captured(two)
+            if len(outside[0]) != len(outside[1]):
+                return False
+            for x, y in zip((*one.inputs, *outside[0]), (*two.inputs, *outside[1]), strict=True):
                 if (x is None) != (y is None):
                     return False
                 if x is not None and y is not None:
