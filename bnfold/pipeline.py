@@ -1,4 +1,4 @@
-"""The main job: simplify, fold, clean, check, verify. Each step takes and returns a whole model."""
+"""The main job: load, simplify, rewrite (fold and merge), check, verify, seal. Each step works on a whole model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from bnfold.io import Source, checked, detached, digest
 from bnfold.io import save as _save
 from bnfold.rewrite import rewrite
 from bnfold.seal import seal
-from bnfold.simplify import Mode, Simplified, simplify
+from bnfold.simplify import Mode, Simplified
+from bnfold.simplify import simplify as _simplify
 
 if TYPE_CHECKING:
     from bnfold.verify import Verdict
@@ -163,5 +164,3 @@ class _Steps:
         yield
         self.seconds[name] = time.perf_counter() - start
 
-
-_simplify = simplify  # the keyword of `optimize` has the same name
