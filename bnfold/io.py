@@ -164,6 +164,8 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
                 f"{name}: {value.name!r} is or holds a map, and maps are not supported here; export it with tensors, "
                 "by skl2onnx with options={'zipmap': False}"
             )
+    if any(graph.sparse_initializer for graph in _protos(proto.graph)):
+        raise ModelError(f"{name}: stores sparse initializers, which are not read here; store them as dense tensors")
     try:
         model = ir.from_proto(proto)
         check_nodes(model)
@@ -183,6 +185,15 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     except Exception as error:  # onnx and onnx_ir raise a dozen types for a malformed model
         raise _invalid(name, error) from error
     return standard
+
+
+def _protos(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and its bodies."""
+    yield graph
+    kinds = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
+    for attribute in (a for node in graph.node for a in node.attribute if a.type in kinds):
+        for body in attribute.graphs or (attribute.g,):
+            yield from _protos(body)
 
 
 def _holds_map(kind: onnx.TypeProto) -> bool:

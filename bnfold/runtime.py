@@ -6,6 +6,7 @@ asked for either runs or raises `ProviderError`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -216,6 +217,10 @@ def _require(provider: str, name: str) -> None:
     """Raise `ProviderError` unless a trivial session really opens on the provider."""
     import onnxruntime as ort
 
+    if name in (PROVIDERS["cuda"].full, PROVIDERS["tensorrt"].full) and hasattr(ort, "preload_dlls"):
+        # pip puts CUDA's libraries where the loader does not look; what is missing is said below, once.
+        with contextlib.redirect_stdout(None):
+            ort.preload_dlls()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     probe = onnx.parser.parse_model(_PROBE).SerializeToString()

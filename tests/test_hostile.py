@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from tests.conftest import Outcome, conv_bn
 
@@ -51,6 +51,24 @@ def _map_output(proto: onnx.ModelProto) -> None:
     proto.graph.output[0].type.CopyFrom(kind)
 
 
+def _sparse(proto: onnx.ModelProto) -> None:
+    weight = proto.graph.initializer.pop(0)
+    values = numpy_helper.from_array(numpy_helper.to_array(weight).reshape(-1), weight.name)
+    every = numpy_helper.from_array(np.arange(values.dims[0]), "indices")
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, every, list(weight.dims)))
+
+
+def _sparse_in_a_body(proto: onnx.ModelProto) -> None:
+    inner = proto.graph.node.add(op_type="If", input=["c"], output=["z"])
+    branch = inner.attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH)
+    branch.g.name = "body"
+    branch.g.sparse_initializer.append(
+        helper.make_sparse_tensor(
+            numpy_helper.from_array(np.ones(1, np.float32), "w"), numpy_helper.from_array(np.zeros(1, np.int64)), [4]
+        )
+    )
+
+
 def _located(entries: dict[str, str]) -> Callable[[onnx.ModelProto], None]:
     def at(proto: onnx.ModelProto) -> None:
         weight = proto.graph.initializer[0]
@@ -67,6 +85,8 @@ MESSAGES = {
     "no such type": (_unknown_type, "99 is not a valid DataType"),
     "a long operator": (_long_operator, "nnn with domain_version"),
     "a map": (_map_output, "options={'zipmap': False}"),
+    "sparse weights": (_sparse, "store them as dense tensors"),
+    "sparse weights in a branch": (_sparse_in_a_body, "store them as dense tensors"),
     "a negative offset": (_located({"location": "w", "offset": "-8"}), "offset must be non-negative"),
     "no location": (_located({"location": ""}), "has no file: its location is ''"),
     "an impossible location": (_located({"location": "a\0b"}), "has no file: its location is 'a\\x00b'"),

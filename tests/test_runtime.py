@@ -108,6 +108,24 @@ def test_a_provider_that_falls_back_is_refused(monkeypatch: pytest.MonkeyPatch) 
         runtime.session(nets.plain(0), "cuda", optimize=False)
 
 
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_cuda_is_looked_for_where_pip_puts_it(
+    provider: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    looked: list[str] = []
+
+    def preload() -> None:
+        print("Failed to load libcublas")
+        looked.append(provider)
+
+    full = PROVIDERS[provider].full
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [full, "CPUExecutionProvider"])
+    runtime._require.cache_clear()
+    assert (runtime.usable(provider) is None, looked) == (runtime.usable("cpu") is not None, [provider])
+    assert capfd.readouterr() == ("", "")
+
+
 def test_what_onnx_runtime_refuses_is_one_line() -> None:
     text = '<ir_version: 8, opset_import: ["": 17, "my": 1]> g (float[2] x) => (float[2] y) { y = my.Op (x) }'
     with pytest.raises(ModelError) as caught:

@@ -22,7 +22,6 @@ DRIFT = ("drifted", "drifted-channels")
 # The ends of the plots' axes: shifts in σ, linear, and ratios of variances, logarithmic.
 SHIFTS, RATIOS = 1.5, 8.0
 SHIFT_LIMIT, RATIO_LIMIT = 0.25, 2.0
-HEIGHT = 26
 
 
 def tables(document: Document) -> Iterator[Renderable]:
@@ -168,8 +167,8 @@ def _plots(layer: Document) -> dict[str, str]:
 
 def _box(quantiles: Sequence[float], limit: float, kind: str, label: str) -> str:
     """A line from the 5 % to the 95 % channel, a bar from the 25 % to the 75 %, a dot at the median; the limit."""
-    middle = HEIGHT / 2
-    parts = [_line(0.0, "grid"), _line(100.0, "grid")]
+    middle = svg.HEIGHT / 2
+    parts = [svg.line(0.0, "grid"), svg.line(100.0, "grid")]
     if quantiles:
         low, first, median, third, high = quantiles
         parts += [
@@ -177,12 +176,9 @@ def _box(quantiles: Sequence[float], limit: float, kind: str, label: str) -> str
             f'<rect class="bar {kind}" x="{first}%" y="{middle - 5}" width="{third - first:.2f}%" height="10" rx="2"/>',
             f'<circle class="median" cx="{median}%" cy="{middle}" r="3"/>',
         ]
-    parts.append(_line(limit, "limit"))
-    return svg.element(HEIGHT, label, parts)
+    parts.append(svg.line(limit, "limit"))
+    return svg.element(svg.HEIGHT, label, parts)
 
-
-def _line(position: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{position}%" x2="{position}%" y1="0" y2="{HEIGHT}"/>'
 
 
 def _shift_at(value: float) -> float:
