@@ -24,6 +24,8 @@ TOKENS = """(int64[N,7] ids) => (float[N,4] y) {
     mean = ReduceMean <axes = [1], keepdims = 0> (shown)  y = MatMul (mean, w) }"""
 BOUNDS = "(float[N,8] x) => (float[N,8] y) { a = Clip (x, low, high)  y = Mul (a, w) }"
 CHOICE = "(float[N,8] x) => (float[N,8] y) { far = Greater (x, limit)  a = Where (far, other, x)  y = Neg (a) }"
+PLACES = """(float[1,S,4] x) => (float[1,S,4] y) {
+    size = Shape <start = 1, end = 2> (x)  part = Slice (table, zero, size, zero)  y = Add (x, part) }"""
 BOXES = "(float[1,20,4] b, float[1,1,20] scores) => (int64[n,3] y) { y = NonMaxSuppression (b, scores, k, iou) }"
 
 # Graph, its constants, those that the candidate has instead, and the node that has them; None where it is right.
@@ -36,6 +38,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     (CHOICE, {"limit": 1e9, "other": 0.0}, {"other": np.nan}, "a"),
     (CHOICE, {"limit": 1e9, "other": 0.0}, {"limit": 1e8}, "far"),
     (CHOICE, {"limit": 1e9, "other": 0.0}, {"limit": np.nextafter(np.float32(1e9), np.float32(0))}, None),
+    (PLACES, {"table": TABLE, "zero": [0]}, {"table": WRONG}, "part"),
     (BOXES, {"k": [5], "iou": np.float32([0.5])}, {"iou": np.float32([0.55])}, "y"),
 ]
 

@@ -23,7 +23,7 @@ FACTOR = 4.0
 # The inputs that hold them.
 DECISIVE: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Mod"), (0, 1)),
-    **dict.fromkeys(("Gather", "GatherElements", "GatherND"), (0,)),
+    **dict.fromkeys(("Gather", "GatherElements", "GatherND", "Slice"), (0,)),
     **dict.fromkeys(("Max", "Min"), tuple(range(16))),
     "Where": (0, 1, 2), "Clip": (1, 2), "NonMaxSuppression": (2, 3, 4), "OneHot": (2,), "TopK": (1,), "PRelu": (1,),
 }  # fmt: skip
