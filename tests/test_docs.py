@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.test_cli import commands
+from tests.test_imports import MODULES
 
 PAGES = [
     path for path in sorted(REPOSITORY.rglob("*.md"))
@@ -51,6 +52,13 @@ def test_every_page_is_linked_from_the_first() -> None:
 def test_every_benchmark_is_listed() -> None:
     listed = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
     assert {path.name for path in (REPOSITORY / "benchmarks").glob("*.py") if f"`{path.name}`" not in listed} == set()
+
+
+def test_every_module_has_a_place() -> None:
+    """In the table of CONTRIBUTING.md."""
+    table = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where things are")[2]
+    named = {Path(name).stem for name in re.findall(r"`([\w/.]+)`", table.partition("\n## ")[0])}
+    assert {module.split(".")[1] for module in MODULES if "." in module} - named == {"__main__"}
 
 
 def test_commands_are_seen() -> None:
