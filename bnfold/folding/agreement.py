@@ -18,8 +18,7 @@ def disagreement(value: ir.Value, mine: list[Asked], others: list[Use]) -> Refus
     """Say why a value can't become what `mine` ask, where `others` read it too and ask for nothing."""
     if others or value.is_graph_output():
         reason = Reason.GRAPH_OUTPUT if value.is_graph_output() else Reason.READERS
-        producer = value.producer()
-        if producer is not None and any(node.graph is not producer.graph for node, _ in others):
+        if any(node.graph is not value.graph for node, _ in others):
             reason = Reason.BODY
         readers = ", ".join(sorted({f"{node.op_type} {node.name}" for node, _ in others})[:3])
         return Refusal(reason, detail=f"also read by {readers}" if readers else "").on(value)

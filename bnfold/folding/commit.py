@@ -7,6 +7,7 @@ that a shared weight keeps serving its other readers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -15,7 +16,7 @@ from bnfold.arrays import Float64
 from bnfold.derived import Derived
 from bnfold.folding.numbering import Numbering
 from bnfold.folding.walk import Emission, Plan
-from bnfold.graph import dtype, label, note
+from bnfold.graph import Op, dtype, label, note
 from bnfold.graph.surgery import Names, constant
 
 
@@ -44,7 +45,7 @@ def commit(plan: Plan, names: Names, order: Numbering) -> Committed:
     touched = {node for value in plan.rescaled for node in _around(value)} | set(plan.route) | {plan.source}
     touched |= {user for node, _ in plan.removed for user in _around(node.outputs[0])}
     changes = _edit(plan, names)
-    labels = {value: value.name or "" for value in plan.rescaled}
+    labels = {value: value.name for value in plan.rescaled}
     sources = (plan.source, *plan.together)
     finals = {source.outputs[0].name for source in sources}
     for value in plan.rescaled:
@@ -79,33 +80,35 @@ def _edit(plan: Plan, names: Names) -> list[Change]:
             node.attributes[slot] = ir.AttrInt64(slot, value) if isinstance(value, int) else ir.AttrFloat32(slot, value)
             continue
         assert not isinstance(value, (int, float))
-        before = node.inputs[slot] if slot < len(node.inputs) else None
-        old = "" if before is None else before.name or ""
-        new = constant(value, names.folded(old or node.outputs[0].name), node.graph)
+        before = Op(node).input(slot)
+        old = "" if before is None else str(before.name)
+        name = names.folded(old or node.outputs[0].name)
+        new = constant(value, name, node.graph)
         if slot >= len(node.inputs):
             node.resize_inputs(slot + 1)
         node.replace_input_with(slot, new)
-        changes.append(Change(label(node), slot, old, new.name or "", edit.formula))
+        changes.append(Change(label(node), slot, old, name, edit.formula))
     return changes
 
 
-def _emit(emission: Emission, plan: Plan, labels: dict[ir.Value, str], names: Names, order: Numbering) -> list[ir.Node]:
+def _emit(
+    emission: Emission, plan: Plan, labels: Mapping[ir.Value, str | None], names: Names, order: Numbering
+) -> list[ir.Node]:
     """Compute what remains of an affine on a value, as Mul and Add, for the uses that want it."""
     graph = plan.source.graph
     assert isinstance(graph, ir.Graph)
-    kind = dtype(emission.value) or dtype(plan.source.outputs[0])
+    kind = dtype(emission.value)
     assert kind is not None
     current, nodes = emission.value, []
-    stem = emission.value.name or "value"
-    parts: list[tuple[str, Float64, bool]] = [
-        ("Mul", emission.affine.scale, emission.affine.scales),
-        ("Add", emission.affine.shift, emission.affine.shifts),
+    stem = emission.value.name
+    parts: list[tuple[str, str, Float64, bool]] = [
+        ("Mul", "scale", emission.affine.scale, emission.affine.scales),
+        ("Add", "shift", emission.affine.shift, emission.affine.shifts),
     ]
-    for op_type, coefficients, needed in parts:
+    for op_type, what, coefficients, needed in parts:
         if not needed:
             continue
-        held = Derived(_trimmed(coefficients), kind)
-        operand = constant(held, names.fresh(f"{stem}_{'scale' if op_type == 'Mul' else 'shift'}"), graph)
+        operand = constant(Derived(_trimmed(coefficients), kind), names.fresh(f"{stem}_{what}"), graph)
         node = ir.Node("", op_type, [current, operand], name=names.fresh(f"{stem}_{op_type}"))
         node.outputs[0].name = names.fresh(f"{stem}_{op_type.lower()}")
         note(node.outputs[0], emission.value)
@@ -115,7 +118,7 @@ def _emit(emission: Emission, plan: Plan, labels: dict[ir.Value, str], names: Na
     for user, slot in emission.uses:
         user.replace_input_with(slot, current)
     if emission.whole:
-        old = labels.get(emission.value, emission.value.name or "")
+        old = labels.get(emission.value, emission.value.name)
         if emission.value.name == old:
             emission.value.name = names.folded(old)
         current.name = old
@@ -132,39 +135,40 @@ def _trimmed(array: Float64) -> Float64:
 
 def _place(node: ir.Node, after: ir.Value, graph: ir.Graph, order: Numbering) -> None:
     """Put a node right behind the producer of its operand, or first in the graph."""
-    producer = after.producer()
-    if producer is not None and producer.graph is graph:
-        graph.insert_after(producer, node)
-        order.behind(node, producer)
+    producer = _producer(after, graph)
+    if producer is None:
+        graph.insert_before(next(iter(graph)), node)
     else:
-        first = next(iter(graph), None)
-        if first is None:
-            graph.append(node)
-        else:
-            graph.insert_before(first, node)
-        order.behind(node, None)
+        graph.insert_after(producer, node)
+    order.behind(node, producer)
 
 
 def _bypass(node: ir.Node, slot: int, names: Names, order: Numbering, keeps_name: bool) -> None:
     """Remove a source: its readers see its operand."""
     graph, out, operand = node.graph, node.outputs[0], node.inputs[slot]
-    assert isinstance(graph, ir.Graph) and operand is not None
-    label = out.name or ""
-    fixed = operand.is_graph_input() or operand.is_graph_output() or operand.producer() is None
-    if out.is_graph_output() and (fixed or not keeps_name):
+    assert isinstance(graph, ir.Graph)
+    assert operand is not None
+    label = out.name
+    renamed = keeps_name and _producer(operand, graph) is not None and not operand.is_graph_output()
+    if out.is_graph_output() and not renamed:
         copy = ir.Node("", "Identity", [operand], name=names.fresh(f"{label}_Identity"))
         _place(copy, operand, graph, order)
         note(copy.outputs[0], out)
-        operand, fixed = copy.outputs[0], False
-        keeps_name = True
+        operand, renamed = copy.outputs[0], True
     out.name = names.fresh(f"{label}_removed")
-    if keeps_name and not fixed:
+    if renamed:
         operand.name = label
     if out.is_graph_output():
         _stand_in(graph, out, operand)
     for use in out.uses():
         use.node.replace_input_with(use.idx, operand)
     graph.remove(node, safe=True)
+
+
+def _producer(value: ir.Value, graph: ir.Graph) -> ir.Node | None:
+    """Return what computes a value in this very graph: a body's operands may come from around it."""
+    producer = value.producer()
+    return producer if producer is not None and producer.graph is graph else None
 
 
 def _stand_in(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:

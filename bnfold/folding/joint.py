@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from bnfold.folding.numbering import Numbering
 from bnfold.folding.plan import Answer, better, plan_hoist, plan_sink
-from bnfold.folding.walk import Plan, Use
+from bnfold.folding.walk import Plan
 from bnfold.graph import Op, tensor
 from bnfold.rules import rule_for
 from bnfold.rules.base import Reason, Refusal
@@ -51,31 +51,23 @@ def _gain_alone(starts: Mapping[ir.Node, Source], order: Numbering) -> int:
 
 
 def _joining(
-    silent: tuple[Use, ...], judgement: str, graph: ir.Graph | ir.Function | None
+    silent: tuple[Op | None, ...], judgement: str, graph: ir.Graph | ir.Function | None
 ) -> dict[ir.Node, Source]:
-    """The next sources from each silent use, or nothing if one of them leads to none."""
+    """The next sources from each silent operator, or nothing if one of them leads to none."""
     result: dict[ir.Node, Source] = {}
-    for use in silent[: SOURCES_AT_MOST + 1]:
+    for start in silent[: SOURCES_AT_MOST + 1]:
         found: dict[ir.Node, Source] = {}
-        work, count = [use], 0
+        work, count = [start], 0
         while work and count < NODES_AT_MOST:
-            (reader, slot), count = work.pop(), count + 1
-            operand = reader.inputs[slot]
-            node = reader if judgement == "hoist" or operand is None else operand.producer()
-            if node is None or node.graph is not graph:
+            op, count = work.pop(), count + 1
+            if op is None or op.node.graph is not graph:
                 continue
-            met, rule = source(Op(node)), rule_for(Op(node))
-            if isinstance(met, Source) and (judgement == "sink" or met.slot == slot):
-                found[node] = met
-            elif getattr(rule, judgement, None) is not None:
-                work += _further(node, judgement)
+            met = source(op)
+            if isinstance(met, Source) and tensor(op.output()) is None:
+                found[op.node] = met
+            elif getattr(rule_for(op), judgement, None) is not None:
+                work += map(Op, op.node.successors() if judgement == "hoist" else op.node.predecessors())
         if not found:
             return {}
         result |= found
     return result
-
-
-def _further(node: ir.Node, judgement: str) -> list[Use]:
-    if judgement == "hoist":
-        return [(use.node, use.idx) for value in node.outputs for use in value.uses()]
-    return [(node, slot) for slot, value in enumerate(node.inputs) if value is not None and tensor(value) is None]

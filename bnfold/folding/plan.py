@@ -42,12 +42,13 @@ def _indifferent(node: ir.Node, slot: int) -> bool:
 class Answer:
     """A plan or a refusal, with every node that the walk looked at.
 
-    `silent` are the uses that asked nothing of a value on the way, or brought nothing into a join, and stopped it.
+    `silent` are the readers that asked nothing of a value on the way, or what computes the operands that brought
+    nothing into a join: these stopped it.
     """
 
     result: Plan | Refusal
     visited: frozenset[ir.Node]
-    silent: tuple[Use, ...] = ()
+    silent: tuple[Op | None, ...] = ()
 
 
 Starts = Mapping[ir.Node, Source]
@@ -186,7 +187,7 @@ def _agreed(walk: Walk, producer: ir.Node, asked: list[tuple[ir.Value, Use, Affi
         if whole is not None:
             demands[index] = whole
             continue
-        walk.silent += others if refusal.reason is Reason.READERS else []
+        walk.silent += [Op(node) for node, _ in others] if refusal.reason is Reason.READERS else []
         walk.emit_each(mine, refusal)
     return demands
 
@@ -210,8 +211,8 @@ def _sink(starts: Starts, order: Numbering, settle: bool) -> Walk:
             continue
         step = _judge(walk, op, "sink", facts, {})
         walk.silent += [
-            (consumer, slot) for slot, value in enumerate(consumer.inputs)
-            if slot not in facts and value is not None and is_floating(value) and tensor(value) is None
+            op.maker(slot) for slot, value in enumerate(consumer.inputs)
+            if slot not in facts and is_floating(value) and tensor(value) is None
         ]  # fmt: skip
         if isinstance(step, Refusal):
             walk.emit_each(carried, step.on(carried[0][0]))
@@ -262,7 +263,7 @@ def _judge(
     rule = rule_for(op)
     law = getattr(rule, judgement, None)
     if law is None:
-        return Refusal(Reason.BARRIER, detail=_without_law(op.node)).on(op.output())
+        return Refusal(Reason.BARRIER, detail=_without_law(op)).on(op.output())
     try:
         outcome: Outcome | list[Step] = law(op, facts)
     except FAULTS as error:
@@ -285,7 +286,7 @@ def _take(walk: Walk, op: Op, step: Step) -> None:
         walk.absorbers.append(op.node)
 
 
-def _without_law(node: ir.Node) -> str:
-    if node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") and not node.domain:
-        return f"the value is quantized here ({node.op_type}); fold before quantizing"
-    return f"no law for {node.domain or 'ai.onnx'}::{node.op_type}"
+def _without_law(op: Op) -> str:
+    if op.type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"):
+        return f"the value is quantized here ({op.type}); fold before quantizing"
+    return f"no law for {op.node.domain or 'ai.onnx'}::{op.node.op_type}"

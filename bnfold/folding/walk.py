@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -80,7 +80,7 @@ class Walk:
     blocks: list[Refusal] = field(default_factory=list)
     forks: dict[ir.Node, int] = field(default_factory=dict)
     seen: set[ir.Node] = field(default_factory=set)
-    silent: list[Use] = field(default_factory=list)
+    silent: list[Op | None] = field(default_factory=list)
     spent: int = 0
 
     @property
@@ -109,22 +109,18 @@ class Walk:
         self, value: ir.Value, affine: Affine, uses: list[Use], *, output: bool = False, whole: bool = False
     ) -> None:
         """Leave `affine` to be computed on `value`; readers that want the same share one computation."""
-        affine = _stored(affine, self.kind(value))
+        affine = _stored(affine, dtype(value))
         if affine.is_identity:
             return
         same = self.emitted_on.setdefault(value, [])
         for index in same:
             other = self.emitted[index]
-            if other.affine == affine and other.whole == whole:
-                self.emitted[index] = Emission(value, affine, (*other.uses, *uses), other.output or output, whole)
+            if other.affine == affine:
+                self.emitted[index] = replace(other, uses=(*other.uses, *uses))
                 return
         self.spent += affine.cost * (2 if self._in_feature_maps(value, uses) else 1)
         same.append(len(self.emitted))
         self.emitted.append(Emission(value, affine, tuple(uses), output, whole))
-
-    def kind(self, value: ir.Value) -> ir.DataType | None:
-        """The type in which an affine of `value` is computed."""
-        return dtype(value) or dtype(self.start.outputs[0])
 
     def _in_feature_maps(self, value: ir.Value, uses: list[Use]) -> bool:
         """Whether what is left of a BatchNormalization would stand in front of a convolution over an image.
@@ -132,8 +128,7 @@ class Walk:
         ONNX Runtime keeps images between convolutions in blocks of channels. A BatchNormalization is computed in them;
         an addition or a product by a constant takes the blocks apart and costs more than it saves.
         """
-        known = shape(value)
-        if not is_op(self.start, BATCH_NORM) or known is None or len(known) != 4:
+        if not is_op(self.start, BATCH_NORM) or len(shape(value) or ()) != 4:
             return False
         readers = [user for user, _ in uses if user not in self.removed]
         readers += [user for node in self.removed for user, _ in node.outputs[0].uses()]
@@ -187,12 +182,11 @@ def _range_fault(walk: Walk) -> Refusal | None:
             detail = f"the attribute {edit.slot} holds {edit.value:.9g} as a float32 only"
             return Refusal(Reason.RANGE, detail=detail).on(edit.node.outputs[0])
         if isinstance(edit.value, Derived) and (fault := edit.value.range_fault()):
-            inputs = edit.node.inputs
-            old = inputs[edit.slot] if isinstance(edit.slot, int) and edit.slot < len(inputs) else None
-            return Refusal(Reason.RANGE, detail=fault).on(old or edit.node.outputs[0])
+            assert isinstance(edit.slot, int)
+            return Refusal(Reason.RANGE, detail=fault).on(Op(edit.node).input(edit.slot)).on(edit.node.outputs[0])
     limit = max(_elements(node.outputs[0]) for node in (*walk.removed, *walk.absorbers))
     for emission in walk.emitted:
-        kind = walk.kind(emission.value)
+        kind = dtype(emission.value)
         if kind is None:
             return Refusal(Reason.NOT_FLOATING, detail="its type is not known").on(emission.value)
         for coefficients in (emission.affine.scale, emission.affine.shift):

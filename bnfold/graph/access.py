@@ -71,7 +71,7 @@ def label(node: ir.Node) -> str:
     return node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
 
 
-def is_floating(value: ir.Value) -> bool:
+def is_floating(value: ir.Value | None) -> bool:
     """Whether the value is of a type that can carry an affine."""
     return foldable_dtype(dtype(value))
 

@@ -1,0 +1,56 @@
+"""Plans: what is computed where a route is blocked, and sources that go together or not at all."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.cases.base import case
+
+# A BatchNormalization, and the same as a product and a sum.
+_IN_STEPS = {
+    "B_gamma": np.array([2.0, 2.0, -1.0, 0.5]), "B_beta": np.array([0.5, -1.0, 1.5, 0.0]),
+    "B_mean": np.array([0.5, 1.0, -0.5, 0.0]), "B_var": np.array([1.0, 4.0, 1.0, 4.0]) - 0.0625,
+    "s": np.array([2.0, 1.0, -1.0, 0.25]).reshape(4, 1, 1), "t": np.array([-0.5, -2.0, 1.0, 0.0]).reshape(4, 1, 1),
+}  # fmt: skip
+
+CASES = (
+    # What a product without bias passes on is computed at once, where that costs less than further on.
+    case("the response of a MatMul, read by two",
+         "(T[N,4] x) => (T[n,c] y, T[m,d] z) { a = BN(x, A.4)  b = MatMul(a, w[4,4])  d = Add(b, k[4])  y = Sigmoid(d)"
+         "  e = MatMul(d, v[4,4])  z = Sigmoid(e) }", "MatMul Add Sigmoid MatMul Sigmoid", "sink", exact=False,
+         twin={"b = MatMul(a, w[4,4])": "b = Softplus(a)"}, kept="barrier"),
+    case("the response of a MatMul behind a Mul and a Transpose, read by two",
+         "(T[N,4] x) => (T[c,n] y, T[d,m] z) { a = BN(x, A.4)  b = Mul(a, k[4])  d = Transpose <perm = [1,0]> (b)"
+         "  e = MatMul(w[4,4], d)  y = Sigmoid(e)  f = MatMul(v[4,4], e)  z = Sigmoid(f) }",
+         "Transpose MatMul Add Sigmoid MatMul Sigmoid", "sink", exact=False,
+         twin={"e = MatMul(w[4,4], d)": "e = Softplus(d)"}, left="Transpose Mul Add Softplus Sigmoid MatMul Sigmoid"),
+    case("the response of a MatMul in front of a Transpose, read by two",
+         "(T[N,4] x) => (T[c,n] y, T[d,m] z) { a = BN(x, A.4)  b = MatMul(a, w[4,4])  d = Transpose <perm = [1,0]> (b)"
+         "  y = Sigmoid(d)  e = MatMul(v[4,4], d)  z = Sigmoid(e) }", "MatMul Add Transpose Sigmoid MatMul Sigmoid",
+         "sink", exact=False, twin={"b = MatMul(a, w[4,4])": "b = Softplus(a)"}, kept="barrier"),
+    # What is left of a BatchNormalization counts by where it stands.
+    case("two Convs, Mul, a shift left behind in front of a Conv of one dimension",
+         "(T[N,3,8] x, T[N,3,8] z) => (T[n,c,w] y) { a = Conv(x, w[4,3,1])  e = Conv(z, v[4,3,1])  d = Mul(a, e)"
+         "  b = BN(d, A.4)  y = Conv <pads = [1,1]> (b, u[2,4,3]) }", "Conv Conv Mul Add Conv", "hoist",
+         twin={",8]": ",8,8]", "3,1]": "3,1,1]", "4,3]": "4,3,3]", "[1,1]>": "[1,1,1,1]>", "n,c,w": "n,c,h,w"},
+         kept="padding"),
+    case("two shifts in front of a padded Conv",
+         "(T[N,4,8,8] x) => (T[n,c,h,w] y) { a = Add(x, k[4,1,1])  b = Add(a, t[4,1,1])"
+         "  y = Conv <pads = [1,1,1,1]> (b, w[2,4,3,3]) }", "Add Conv", twin={"1,1,1]>": "0,0,0]>", "[1,0": "[0,0"},
+         left="Conv"),
+    case("BN, two sums that leave the same scale",
+         "(T[N,4,8,8] x, T[N,4,8,8] z) => (T[n,c,h,w] y, T[m,d,p,q] u) { a = BN(x, A.4)  b = Add(z, a)"
+         "  y = Conv(b, w[2,4,3,3])  d = Sub(z, a)  u = Conv(d, v[2,4,3,3]) }", "Mul Add Conv Sub Conv", "sink",
+         twin={"u = Conv(d": "u = Conv <pads = [1,1,1,1]> (d"}, kept="padding"),
+    # Together.
+    case("BNs, Add, like BNs, one of them in two steps",
+         "(T[N,4,8,8] x, T[N,4,8,8] z) => (T[n,c,h,w] y) { a = Mul(x, s)  b = Add(a, t)  e = BN(z, B.4)"
+         "  d = Add(b, e)  y = Conv(d, w[2,4,3,3]) }", "Add Conv", "sink", constants=_IN_STEPS,
+         twin={"a = Mul(x, s)": "a = Div(x, s)"}, left="Mul Mul Add Conv"),
+    # In a body.
+    case("a Mul and a BN that cancel in a body",
+         "(T[N,4,8,8] x, bool p) => (T[n,c,h,w] y) { a = Relu(x)  y = If (p) <"
+         " then_branch = one () => (T[n,c,h,w] u) { u = Relu(a) },"
+         " else_branch = two () => (T[n,c,h,w] v) { b = Mul(a, 0.5)  v = BN10+(b, A.4) } > }",
+         "Relu If Relu Identity", "hoist", twin={"0.5": "0.25"}, left="Relu If Relu Mul"),
+)  # fmt: skip
