@@ -129,7 +129,7 @@ def bench(
     _check_interfaces(names, loaded)
     sessions = [runtime.session(s, provider, optimize=True, threads=threads, gate=False) for s in sources]
     if batch is not None and batch > 1 and not feeds.batch_dims(loaded[0]):
-        raise UsageError(f"batch {batch}: {names[0]} has no dynamic batch dimension")
+        raise UsageError(f"batch {batch}: {names[0]} has no dynamic batch dimension; leave the batch out")
     sizes = {**(dict.fromkeys(feeds.batch_dims(loaded[0]), batch) if batch is not None else {}), **(dims or {})}
     attempt = partial(runtime.attempt, partial(runtime.run, sessions[0]))
     sample = feeds.generated(loaded[0], seed=seed, samples=1, dims=sizes, attempt=attempt)[0]
@@ -150,7 +150,7 @@ def _check_interfaces(names: Sequence[str], models: Sequence[ir.Model]) -> None:
     for name, model in zip(names[1:], models[1:], strict=True):
         if [(v.name, v.dtype) for v in feeds.inputs(model)] != first:
             described = ", ".join(feeds.describe(v) for v in feeds.inputs(model)) or "none"
-            raise InputError(f"{name} takes other inputs than {names[0]}: {described}")
+            raise InputError(f"{name} takes other inputs than {names[0]}: {described}; time models that take the same")
 
 
 def _timed(sessions: Sequence[Any], sample: Mapping[str, Array], rounds: int, say: Callable[[str], None]) -> Float64:

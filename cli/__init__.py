@@ -1,4 +1,9 @@
-"""The command line: a thin skin over the Python functions, one file a verb.
+"""The command line: a thin skin over the Python functions, one file a verb. Beside the verbs stand
+
+    options, sources, sizes           what several verbs take, and what it means
+    console, streams, interrupts      what a verb shows, where it shows it, and how it is stopped
+    reporting                         a verdict held against a baseline
+    reference                         docs/cli.md, from all of it
 
 Exit codes: 0 passed · 1 not equivalent, or findings · 2 usage · 3 inconclusive · 4 the input can't be processed ·
 70 a bug in bnfold · 130 and 143 interrupted · 141 the reader of standard output has gone.
