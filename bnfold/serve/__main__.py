@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from bnfold.errors import BnfoldError
@@ -9,7 +10,9 @@ from bnfold.serve.supervise import worker
 
 if __name__ == "__main__":
     try:
-        sys.exit(worker())
+        code = worker()
     except BnfoldError as error:
-        print(f"bnfold: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        print(f"bnfold: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        code = error.exit_code
+    # All is closed, and Python would wait for the thread of a load or a run that does not end.
+    os._exit(code)

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 
 from bnfold import __version__
@@ -31,8 +32,12 @@ def run(
     it closes, that counts as SIGTERM. `restarts` says how often this server was started before.
     """
     events = listeners.event_loop()
-    with log.Logging(settings.log_format == "json", settings.log_level), asyncio.Runner(loop_factory=events) as runner:
-        places = bound or [bind(settings.host, port) for port in (settings.http_port, settings.metrics_port)]
+    with ExitStack() as stack:
+        stack.enter_context(log.Logging(settings.log_format == "json", settings.log_level))
+        runner = stack.enter_context(asyncio.Runner(loop_factory=events))
+        places = bound or [
+            stack.enter_context(bind(settings.host, port)) for port in (settings.http_port, settings.metrics_port)
+        ]
         core = Core(settings, (*watchers(settings), *observers))
         core.restarts = restarts
         runner.run(_serve(core, places, parent))

@@ -19,11 +19,11 @@ CONNECTIONS = 1024
 class Guarded(HttpToolsProtocol):
     """Closes a connection that is slower or larger than the limits; a fast request costs no timer."""
 
-    limit = CONNECTIONS
+    limit, most = CONNECTIONS, 1 << 40
 
     _timer: asyncio.TimerHandle | None = None
     _incomplete = True
-    _received = 0
+    _received = _wire = 0
     _headers = 0
     _reader: asyncio.TimerHandle | None = None
 
@@ -43,7 +43,11 @@ class Guarded(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._received += len(data)
+        self._wire += len(data)
         super().data_received(data)
+        if self._incomplete and self._wire > self.most and not self.transport.is_closing():
+            self._refuse(413, "the request is too large as it is sent")
+            return
         if self._incomplete and self._timer is None:
             self._arm()
         elif not self._incomplete:
@@ -58,7 +62,7 @@ class Guarded(HttpToolsProtocol):
         super().resume_writing()
 
     def on_message_begin(self) -> None:
-        self._incomplete, self._headers = True, 0
+        self._incomplete, self._headers, self._wire = True, 0, 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -134,6 +138,6 @@ class Guarded(HttpToolsProtocol):
         self.transport.close()
 
 
-def guarded(limit: int) -> type[Any]:
-    """The protocol with its own number of connections."""
-    return type("Guarded", (Guarded,), {"limit": limit})
+def guarded(limit: int, body: int) -> type[Any]:
+    """The protocol with its own number of connections and size of a body, of which half may be the chunks' frames."""
+    return type("Guarded", (Guarded,), {"limit": limit, "most": 2 * body + HEADERS})

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from bnfold import runtime
-from bnfold.audit.drift import LayerDrift, compare
+from bnfold.audit.drift import LayerDrift, compare, largest
 from bnfold.audit.moments import Moments
 from bnfold.audit.observe import Site, sites, tapped
 from bnfold.errors import BnfoldError
@@ -48,7 +48,7 @@ class Watch:
     @property
     def distance(self) -> float:
         """The largest distance of any layer in the last window, in σ."""
-        return max((layer.distance for layer in self.layers), default=0.0)
+        return largest(self.layers)
 
     def add(self, inputs: Mapping[str, Any], rows: int) -> bool:
         """Take in one batch; whether that filled the window."""

@@ -79,7 +79,7 @@ def http_server(application: Starlette, settings: Settings, secured: Tls | None)
     """A uvicorn for the application; its `serve` takes the sockets."""
     config = uvicorn.Config(
         application,
-        http=guarded(settings.max_connections),
+        http=guarded(settings.max_connections, settings.max_body),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bnfold import __version__
@@ -14,7 +14,9 @@ from bnfold.serve.versions import Serving, State, Versions
 
 # Seconds after which a browser asks again.
 REFRESH = 5
-PERCENTILES = (0.5, 0.95, 0.99)
+PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+# Of the tallest bar, in pixels.
+_TALL = 28
 _STATES = {
     "equivalent": "pass", "as frozen": "pass", "alarm": "mismatch", "drifted": "mismatch", "waiting": "inconclusive",
 }  # fmt: skip
@@ -29,6 +31,7 @@ def page(core: Core) -> str:
         "facts": _facts(core),
         "models": [_model(core, versions) for versions in core.names.values()],
         "refresh": REFRESH,
+        "percentiles": list(PERCENTILES),
         "server": __version__,
     })  # fmt: skip
 
@@ -61,17 +64,29 @@ def _version(core: Core, versions: Versions, serving: Serving) -> dict[str, Any]
     return {
         "number": model.version,
         "current": serving is versions.current,
-        "provider": ", ".join(f"{name} ({count} nodes)" for name, count in model.placement.items()) or model.provider,
+        "provider": ", ".join(map(_placed, model.placement.items())) or model.provider,
         "unproven": model.unproven,
         "answered": f"{stats.success.count:,}",
         "rate": figure(stats.recent.rate()),
-        "refused": ", ".join(f"{count} {reason}" for reason, count in stats.refused.most_common()) or "none",
-        "latencies": [(f"p{share * 100:.0f}", _latency(stats.percentile(share))) for share in PERCENTILES],
+        "bars": _bars(stats.recent.history()),
+        "refused": ", ".join(f"{count:,} {reason}" for reason, count in stats.refused.most_common()),
+        "latencies": [(name, _latency(stats.percentile(share))) for name, share in PERCENTILES.items()],
         "queue": serving.batcher.depth,
         "sha256": model.digest[:12],
         "certificate": model.properties.get("certificate"),
         "watchers": [_watcher(name, found) for name, found in seen.items()],
     }
+
+
+def _placed(item: tuple[str, int]) -> str:
+    name, count = item
+    return f"{name} ({count} node{'s' * (count != 1)})"
+
+
+def _bars(counts: Sequence[int]) -> list[dict[str, int]]:
+    """One for each second with an answer: its place from the left, and a height of at least a pixel."""
+    most = max(counts)
+    return [{"place": i, "height": math.ceil(_TALL * n / most)} if n else {} for i, n in enumerate(counts)]
 
 
 def _watcher(name: str, found: Mapping[str, Any]) -> dict[str, Any]:

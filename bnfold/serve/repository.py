@@ -45,6 +45,8 @@ class Repository:
         """Raise `ModelError` for a file outside the repository, or one that brings code along."""
         if self.only is None and not self._inside(path):
             raise ModelError(f"{path}: leads out of the repository; put the file itself there")
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{path}: is not a file that can be read; put the model there")
         if self.only is not None:
             return  # a file that was named alone brings nothing along
         for file in (*path.parent.iterdir(), *path.parent.parent.iterdir()):

@@ -54,7 +54,8 @@ def request(message: Any, remaining: float | None) -> Request:
     timeout = wire.timeout_of(general)
     if remaining is not None:
         timeout = remaining if timeout is None else min(timeout, remaining)
-    inputs = tuple(_input(item, raw[place] if raw else None) for place, item in enumerate(message.inputs))
+    items = wire.few_inputs(message.inputs)
+    inputs = tuple(_input(item, raw[place] if raw else None) for place, item in enumerate(items))
     outputs = tuple(output.name for output in message.outputs)
     return Request(message.model_name, message.model_version, inputs, outputs, message.id, timeout)
 

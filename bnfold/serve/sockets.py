@@ -7,6 +7,9 @@ import socket
 from bnfold.errors import BnfoldError
 from bnfold.files import reason
 
+# Connections that wait to be taken, while a worker is started anew for one.
+BACKLOG = 2048
+
 
 class AddressError(BnfoldError):
     """An address that can't be listened on."""
@@ -20,12 +23,13 @@ def free_port(host: str) -> int:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket on an address, not yet listening; raises `AddressError`."""
+    """A socket that listens on an address; raises `AddressError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     place = socket.socket(family, socket.SOCK_STREAM)
     try:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind((host, port))
+        place.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         place.close()
         text = reason(error) if isinstance(error, OSError) else str(error)

@@ -62,6 +62,12 @@ class Recent:
             self.seconds[place], self.counts[place] = second, 0
         self.counts[place] += 1
 
+    def history(self) -> list[int]:
+        """Events in each of the whole seconds behind us, the oldest first."""
+        now = int(time.monotonic())
+        found = dict(zip(self.seconds, self.counts, strict=True))
+        return [found.get(second, 0) for second in range(now - self.span + 1, now)]
+
     def rate(self) -> float:
         """Events a second; over the time since the beginning while that is shorter than the span."""
         now = time.monotonic()

@@ -41,8 +41,6 @@ def supervise(settings: Settings) -> int:
     sockets = [bind(settings.host, port) for port in (settings.http_port, settings.metrics_port)]
     if settings.grpc_port == 0:
         settings = replace(settings, grpc_port=free_port(settings.host))
-    for place in sockets:
-        place.listen(2048)
     try:
         return _keep(settings, sockets)
     finally:

@@ -50,7 +50,7 @@ _JSON_TYPES: dict[str, frozenset[type]] = {
     "V": frozenset({int, float}),  # how numpy sees bfloat16
     "O": frozenset({str}),
 }
-_MAX_RANK = 64  # numpy's
+_MAX_RANK, _MAX_SIZE = 64, 1 << 58  # numpy's: the bytes of an array, were it not empty, fit into 63 bits
 # How marshal writes a list of floats: a tag and the length, then for each a tag and the value.
 _MARSHAL_HEAD = 5
 _MARSHALLED = np.dtype([("tag", "u1"), ("value", "<f8")])
@@ -63,6 +63,8 @@ def shape_of(value: Any, name: str) -> tuple[int, ...]:
     for size in value:
         if type(size) is not int or size < 0:
             raise Refused(f"input {name!r}: {size!r:.40} is not a size; give whole numbers from 0")
+    if math.prod(size or 1 for size in value) > _MAX_SIZE:
+        raise Refused(f"input {name!r}: no tensor can have the shape {list(value)!s:.80}")
     return tuple(value)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ HEADER_LENGTH = "inference-header-content-length"
 # As Python objects, values take many times the bytes that they have as text: [] is 2 bytes and becomes 64.
 MAX_VALUES = 4 * 1024 * 1024
 MAX_BRACKETS = 512 * 1024
+MAX_INPUTS = 1024
 
 _Object = dict[str, Any]
 
@@ -60,11 +62,18 @@ def parse_object(text: bytes | bytearray | memoryview, what: str) -> _Object:
 def _lenient(text: bytes, what: str) -> Any:
     """Bare NaN and Infinity, which orjson does not read, and half surrogates; a decade slower."""
     try:
-        return json.loads(text)
+        return json.loads(text.decode(), parse_float=_finite)
     except (ValueError, RecursionError) as error:
         # A deep nesting, an integer of thousands of digits and text that is not UTF-8 end here too.
         said = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise Refused(f"the {what} is not JSON: {said:.200}") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text:.40} is out of the range of a double")
+    return value
 
 
 def parse(model: str, version: str, body: bytes | bytearray, length: str | None) -> tuple[Request, Wishes]:
@@ -76,7 +85,7 @@ def parse(model: str, version: str, body: bytes | bytearray, length: str | None)
     if parameters.get("sequence_id", 0) not in (0, ""):
         raise unsupported("sequences are not supported: every request stands alone")
     inputs, position = [], 0
-    for item in _objects(content, "inputs"):
+    for item in few_inputs(_objects(content, "inputs")):
         tensor, taken = _input(item, raw[position:])
         inputs.append(tensor)
         position += taken
@@ -87,6 +96,13 @@ def parse(model: str, version: str, body: bytes | bytearray, length: str | None)
         model, version, tuple(inputs), tuple(names), _text(content.get("id", ""), "id"), timeout_of(parameters)
     )
     return request, Wishes(binary, _flag(parameters, "binary_data_output"))
+
+
+def few_inputs(items: Sequence[Any]) -> Sequence[Any]:
+    """The same, if there are not so many that to read them would hold others up; raises `Refused`."""
+    if len(items) > MAX_INPUTS:
+        raise Refused(f"{len(items)} inputs are more than the {MAX_INPUTS} that a request may have")
+    return items
 
 
 def timeout_of(parameters: Mapping[str, Any]) -> float | None:

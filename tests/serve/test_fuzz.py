@@ -55,6 +55,7 @@ GRPC: dict[str, tuple[dict[str, Any], str]] = {
     "unknown type": ({"datatype": "X"}, "INVALID_ARGUMENT"),
     "dim -1": ({"shape": [-1, 3]}, "INVALID_ARGUMENT"),
     "dim 2^62": ({"shape": [2**62, 3]}, "INVALID_ARGUMENT"),
+    "dim 2^62, and another of none": ({"shape": [2**62, 0], "raw": [b""]}, "INVALID_ARGUMENT"),
     "rank": ({"shape": [3]}, "INVALID_ARGUMENT"),
     "raw short": ({"raw": [b"abc"]}, "INVALID_ARGUMENT"),
     "raw missing": ({"raw": []}, "INVALID_ARGUMENT"),

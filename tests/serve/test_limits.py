@@ -51,6 +51,22 @@ def test_the_body_limit_holds_for_chunks(server: Server) -> None:
     assert server.rss() - before < 150
 
 
+@pytest.mark.parametrize("frames", [b"1\r\na\r\n" * 10_000, b"1;" + b"x" * 60_000])
+def test_frames_of_chunks_count_too(launch: Callable[..., Server], tmp_path: Path, frames: bytes) -> None:
+    """A body of small chunks, or of what the protocol allows beside them, is cut off at twice the limit."""
+    server = launch(zoo.write(zoo.times(2.0), tmp_path), "--max-body", 1, "--name", "double")
+    sent = 0
+    with socket.create_connection(("127.0.0.1", server.http), timeout=20) as place:
+        place.sendall(f"POST {INFER} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while sent < 100 * MIB:
+                place.sendall(frames if frames.endswith(b"\n") or not sent else b"x" * 60_000)
+                sent += len(frames)
+    assert sent < 30 * MIB  # as much as the system's buffers take beyond the two
+    np.testing.assert_array_equal(server.infer("double", x=[[1, 2, 3]])["y"], [[2, 4, 6]])
+    assert server.stop() == 0
+
+
 def bomb(encoding: str, total: int) -> bytes:
     engine = zlib.compressobj(1, wbits=zlib.MAX_WBITS | 16 if encoding == "gzip" else zlib.MAX_WBITS)
     block = b" " * MIB

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 
 from bnfold.serve import http
 from bnfold.serve.core import Core
-from bnfold.serve.page import _latency, _span, page
+from bnfold.serve.page import _bars, _latency, _span, page
 from bnfold.serve.request import Request, Tensor
 from bnfold.serve.settings import Settings
 from bnfold.serve.shadow import Shadow
@@ -43,6 +43,20 @@ def get(app: Starlette, token: str = "") -> tuple[int, dict[str, str], str]:
     asyncio.run(app(scope, receive, send))
     found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], found, sent[1]["body"].decode()
+
+
+def test_seconds_behind_us_are_drawn_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.5]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    recent = Recent(4)
+    for second, count in {1000: 3, 1001: 0, 1002: 28}.items():
+        now[0] = second + 0.5
+        for _ in range(count):
+            recent.add()
+    now[0] = 1003.5
+    assert recent.history() == [3, 0, 28]
+    assert _bars(recent.history()) == [{"place": 0, "height": 3}, {}, {"place": 2, "height": 28}]
+    assert _bars([0, 0]) == [{}, {}]
 
 
 def test_it_says_what_is(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +51,8 @@ def test_a_port_in_use(tmp_path: Path, taken: str) -> None:
 WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no such file": (("nowhere.onnx",), 4, "no such file"),
     "an empty folder": (("empty",), 4, "holds no model"),
-    "not a model": (("pyproject.toml",), 4, "is not an ONNX model"),
+    "not a model": (("{garbage}",), 4, "is not an ONNX model"),
+    "a pipe": (("{pipe}",), 4, "is not a file that can be read"),
     "a bad name": (("{model}", "--name", "a/b"), 2, "--name a/b"),
     "a name for a repository": (("{root}", "--name", "a"), 2, "is a repository"),
     "a provider that is not there": (("{model}", "--provider", "nonsense"), 4, "provider 'nonsense'"),
@@ -63,16 +66,30 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
 }
 
 
+def test_a_port_asked_for_twice(tmp_path: Path) -> None:
+    path = zoo.write(zoo.times(2.0), tmp_path)
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    code, line = fails(path, "--http-port", port, "--grpc-port", 0, "--metrics-port", port)
+    assert code == 4 and line.startswith(f"bnfold: 127.0.0.1:{port}: ") and "in use" in line
+
+
 @pytest.mark.parametrize("case", WRONG)
-def test_what_can_not_be_started_says_why(tmp_path: Path, case: str) -> None:
+def test_what_can_not_be_started_says_why(tmp_path: Path, case: str, bnfold: Callable[..., Any]) -> None:
+    """In this process, which is the worker's part; its parent passes code and lines on, as the ports' cases show."""
     words, code, text = WRONG[case]
     (tmp_path / "empty").mkdir()
     (tmp_path / "short").write_text("abc")
     model = zoo.write(zoo.times(2.0), tmp_path / "root" / "double")
-    places = {"model": model, "root": tmp_path / "root", "short": tmp_path / "short"}
+    (tmp_path / "garbage").write_text("garbage " * 100)
+    os.mkfifo(tmp_path / "pipe")
+    places = {"model": model, **{name: tmp_path / name for name in ("root", "short", "garbage", "pipe")}}
     filled = [str(tmp_path / "empty") if word == "empty" else word.format(**places) for word in words]
-    found, line = fails(*FREE, *filled)
-    assert (found, text in line) == (code, True), (found, line)
+    done = bnfold("serve", "--no-supervise", *FREE, *filled)
+    *before, line = done.err.strip().splitlines()
+    assert (done.code, text in line, "Traceback" in done.err) == (code, True, False), done
+    assert not [said for said in before if line.removeprefix("bnfold: ") in said], "it is said twice"
 
 
 def test_a_disk_that_can_not_be_written_is_not_needed(launch: Launch, tmp_path: Path) -> None:
