@@ -181,9 +181,10 @@ def _reached(session: pytest.Session) -> list[Reach]:
 def _live(session: pytest.Session, items: list[pytest.Item], mutant: Mutant) -> None:
     """Run tests in this fork until one fails, and end it."""
     _silence()
-    code = 1
+    code = 2  # a mutant that can't be applied is not one that was noticed
     try:
         apply(mutant)
+        code = 1
         for item in items:
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             if session.testsfailed:
@@ -214,7 +215,9 @@ def main() -> int:
 
     forks = Forks(found, chosen.jobs, say)
     files = [f"tests/test_{name}.py" for name in WATCH]
-    pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--capture=no", *files], plugins=[forks])
+    # The package is a plugin too, whose assertions pytest rewrites: its functions would not be found again.
+    plain = ["--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist", "--capture=no"]
+    pytest.main(["-q", "-x", *plain, *files], plugins=[forks])
     say(f"\n{len(found)} mutants: {', '.join(f'{count} {outcome}' for outcome, count in forks.outcomes.items())}")
     for mutant in forks.survivors:
         say(f"survived  {mutant}")
