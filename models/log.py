@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import InputError, ModelError, OutputError, UsageError
-from bnfold.files import replacing
+from bnfold.files import reason, replacing
 from bnfold.models.progress import Epoch
 from bnfold.models.state import read_state
 from bnfold.models.watch import Record
@@ -33,7 +33,7 @@ class Log:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{folder}: can't be made: {error.strerror or error}") from error
+            raise OutputError(f"{folder}: can't be made: {reason(error)}; choose another folder") from error
         self.resumed = self.state.exists()
         if self.resumed:
             if not resume:

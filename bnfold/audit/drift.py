@@ -17,7 +17,7 @@ examples, and nothing is below FEW.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -104,6 +104,11 @@ def compare(pairs: Sequence[tuple[Frozen, Moments, Mask]]) -> list[LayerDrift]:
     tests = 2 * sum(int(live.sum()) for _, _, live in pairs)
     limit = NormalDist().inv_cdf(1.0 - FALSE_ALARMS / (2.0 * max(tests, 1)))
     return [_layer(frozen, seen, live, limit) for frozen, seen, live in pairs]
+
+
+def largest(layers: Iterable[LayerDrift]) -> float:
+    """One number for a model: the distance of its most distant layer, in σ; 0 without layers."""
+    return max((layer.distance for layer in layers), default=0.0)
 
 
 def _layer(frozen: Frozen, seen: Moments, live: Mask, limit: float) -> LayerDrift:

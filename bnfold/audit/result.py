@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from bnfold.audit.drift import LayerDrift
+from bnfold.audit.drift import LayerDrift, largest
 from bnfold.audit.findings import AuditFinding, Code
 from bnfold.audit.observe import Unobserved
 from bnfold.errors import UsageError
@@ -24,7 +24,7 @@ class Drift:
     @property
     def score(self) -> float:
         """One number for the model: the distance of its most distant layer, in σ."""
-        return max((layer.distance for layer in self.layers), default=0.0)
+        return largest(self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         return {
