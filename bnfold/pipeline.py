@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ class Optimized:
     def nodes_after(self) -> int:
         return self.report.nodes_after
 
-    def save(self, path: str) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model as its source was stored, see `bnfold.save`; does not ask for the verdict."""
         _save(self.model, path, external=self.external)
 
@@ -96,6 +97,7 @@ def optimize(
     simplify: Mode = "auto",
     merge: bool = True,
     freeze_initializers: bool = False,
+    dims: Mapping[str, int] | None = None,
     verify: bool = True,
     verify_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -103,9 +105,9 @@ def optimize(
     """Fold every BatchNormalization that can be folded and verify the result against the source.
 
     `freeze_initializers` takes initializers that are also graph inputs as constants. `merge` makes one layer of
-    parallel and sequential linear branches where that is cheaper. `verify_options` go to `bnfold.verify`; their `dims`
-    also size dynamic dimensions where it depends on them whether a merge pays. `progress` is called with what is being
-    done.
+    parallel and sequential linear branches where that is cheaper. `dims` sizes dynamic dimensions, by symbolic name or
+    "input:axis", for the verification and where it depends on them whether a merge pays. `verify_options` are the other
+    keywords of `bnfold.verify`. `progress` is called with what is being done.
 
     Raises `ModelError` if the source is no valid model, and what `bnfold.verify` raises.
     """
@@ -122,7 +124,6 @@ def optimize(
             constants.note(model, simpler)
             model = simpler
     with step("fold", "folding"):
-        dims = (verify_options or {}).get("dims")
         report = rewrite(model, freeze_initializers=freeze_initializers, merge=merge, dims=dims)
         if model.metadata_props.get(FOLD_MAP) != fold_map:
             # One that was folded before keeps its first source.
@@ -134,7 +135,7 @@ def optimize(
         from bnfold.verify import verify as prove
 
         with step("verify", "verifying"):
-            verdict = prove(original, model, progress=progress, **(verify_options or {}))
+            verdict = prove(original, model, dims=dims, progress=progress, **(verify_options or {}))
             if verdict.status == "pass":
                 seal(model, name, [cell.provider for cell in verdict.cells])
     return Optimized(

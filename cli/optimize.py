@@ -54,7 +54,8 @@ def command(
         mode = {None: "auto", True: "always", False: "never"}[simplify]
         against = resolve(comparison, lambda: io.load(model))
         baseline.check(against, [model, output, *files.values()])
-        done = pipeline.optimize(model, simplify=mode, verify_options=against, progress=say, **options)
+        size = against.pop("dims")
+        done = pipeline.optimize(model, simplify=mode, dims=size, verify_options=against, progress=say, **options)
         verdict = None if done.verdict is None else baseline.apply(told(done.verdict))
         code = 0 if verdict is None else int(verdict["exit_code"])
         if code == 0:

@@ -88,9 +88,6 @@ def bodies(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for outer in model.graph.node for a in outer.attribute if a.HasField("g") for node in a.g.node]
 
 
-# Verification
-
-
 def test_the_certificate_replays_merges() -> None:
     model = CASES[0].model()
     done = bnfold.optimize(model)
@@ -116,10 +113,10 @@ def test_given_sizes_decide_and_are_replayed() -> None:
     model = build(image(text, x="T[N,64,H,W] x"))
     assert [merge.reason for merge in bnfold.inspect(model, dims={"H": 3, "x:3": 3, "W": 3}).merges] == [COSTS_MORE]
     assert [merge.reason for merge in bnfold.inspect(model).merges] == [None]
-    small = bnfold.optimize(model, verify_options={"dims": {"H": 3, "W": 3}})
+    small = bnfold.optimize(model, dims={"H": 3, "W": 3})
     assert operators(ir.to_proto(small.model)) == operators(model)
     for dims in ({"H": 3, "W": 3}, {"H": 6, "W": 6}):
-        done = bnfold.optimize(model, verify=False, verify_options={"dims": dims})
+        done = bnfold.optimize(model, verify=False, dims=dims)
         verdict = bnfold.verify(model, done.model, dims={"H": 9, "W": 12}, samples=4)
         assert verdict.status == "pass", verdict
 
@@ -135,9 +132,6 @@ def test_the_report_holds_costs_of_a_whole_inference() -> None:
     assert told["cost"] == {
         side: told["macs"][side] + MOVE * told["bytes"][side] / 2 for side in ("before", "after")
     }
-
-
-# Care
 
 
 def test_weights_without_a_partner_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
