@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bnfold.cli import VERBS
 from tests.conftest import REPOSITORY
 
 FOLDERS = {"bnfold": "bnfold", "cli": "bnfold.cli", "models": "bnfold.models"}
@@ -216,9 +217,7 @@ def loaded(*arguments: str) -> set[str]:
 HEAVY = {"torch", "onnxruntime", "onnx", "onnx_ir", "onnxscript", "onnxsim", "numpy", "rich", "lightning", "sklearn"}
 
 
-@pytest.mark.parametrize(
-    "verb", ["", "train", "export", "inspect", "optimize", "verify", "audit", "bench", "serve", "package", "doctor"]
-)
+@pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_imports_nothing_heavy(verb: str) -> None:
     assert loaded(*filter(None, [verb]), "--help") & HEAVY == set()
 
