@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import example, freeze_initializers, shown, sizes
+from bnfold.cli.options import example, freeze_initializers, merge, shown, sizes
 from bnfold.cli.sizes import resolve_sizes
 
 
@@ -16,13 +16,14 @@ from bnfold.cli.sizes import resolve_sizes
     epilog=example("bnfold inspect model.onnx"),
 )
 @click.argument("model")
+@merge
 @freeze_initializers
 @sizes
 @shown
-def command(model: str, freeze_initializers: bool, dims: tuple[str, ...], shapes: tuple[str, ...], screen: Any) -> None:
+def command(model: str, dims: tuple[str, ...], shapes: tuple[str, ...], screen: Any, **options: Any) -> None:
     """Say of every BatchNorm in MODEL where it would be folded, or what keeps it from that.
 
-    And whether its frozen statistics are sound. Changes nothing.
+    It also says which layers would merge, and whether the frozen statistics are sound. Nothing is changed.
     """
     with screen.working(f"reading {model}"):
         from bnfold import io, pipeline
@@ -32,6 +33,6 @@ def command(model: str, freeze_initializers: bool, dims: tuple[str, ...], shapes
         loaded = io.load(model)
         unsound = health(loaded)
         taken = resolve_sizes(dims, shapes, lambda: loaded)
-        report = pipeline.inspect(loaded, freeze_initializers=freeze_initializers, dims=taken)
+        report = pipeline.inspect(loaded, dims=taken, **options)
     payload = {"model": model, **report.to_dict(), "health": [finding.to_dict() for finding in unsound]}
     screen.result("inspect", payload, *tables.inspected(report, unsound))

@@ -11,6 +11,7 @@ from bnfold.cli.options import (
     baselines,
     example,
     freeze_initializers,
+    merge,
     output,
     reports,
     shown,
@@ -29,7 +30,7 @@ from bnfold.errors import UsageError
 @output("the folded model; MODEL itself is replaced only by what is proven the same")
 @Option("--verify/--no-verify", default=True, help="Write it only if it is proven the same.")
 @Option("--simplify/--no-simplify", default=None, help="Run onnxsim first.  [default: if it may help]")
-@Option("--merge/--no-merge", default=True, help="Make one layer of linear branches where it is cheaper.")
+@merge
 @freeze_initializers
 @verification
 @reports
@@ -39,7 +40,10 @@ def command(
     model: str, output: str, simplify: bool | None, comparison: dict[str, Any], files: dict[str, str],
     baseline: Any, screen: Any, **options: Any,
 ) -> int:  # fmt: skip
-    """Fold every BatchNorm of MODEL that can be folded, verify the result and write it."""
+    """Fold every BatchNorm of MODEL that can be folded, verify the result and write it.
+
+    Exit code 0 written, 1 mismatch, 3 inconclusive.
+    """
     if not options["verify"] and (files or baseline.path):
         raise UsageError("reports and baselines are made of the verification that --no-verify leaves out")
     with screen.working(f"reading {model}") as say:

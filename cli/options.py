@@ -88,6 +88,7 @@ shapes = Option("--shape", "shapes", multiple=True, metavar="INPUT=1x3x8x8", hel
 freeze_initializers = Option(
     "--freeze-initializers", is_flag=True, help="Take initializers that are also graph inputs as constants."
 )
+merge = Option("--merge/--no-merge", default=True, help="Make one layer of linear branches where it is cheaper.")
 
 # `dims` and `shapes` as they were given; `bnfold.cli.sizes` says what they mean.
 sizes = declared((dims, shapes))

@@ -22,6 +22,7 @@ from bnfold.cli import bnfold as group
 from bnfold.cli.reference import markdown
 from bnfold.errors import UsageError
 from tests.conftest import REPOSITORY, Outcome, conv_bn, document
+from tests.graphs import build
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -78,6 +79,13 @@ def test_inspect(bnfold: Bnfold, model_file: Path) -> None:
     assert outcome.code == 0 and outcome.err == ""
     assert "2 of 2 BatchNorms fold" in outcome.out and "conv1" in outcome.out
     assert model_file.read_bytes() == before
+
+
+def test_inspect_says_what_would_merge(bnfold: Bnfold, tmp_path: Path) -> None:
+    text = "(T[N,8] x) => (T[n,c] y) { a = MatMul(x, w[8,8])  b = MatMul(x, v[8,8])  y = Add(a, b) }"
+    onnx.save(build(text), tmp_path / "m.onnx")
+    for words, count in (((), 1), (("--no-merge",), 0)):
+        assert len(document(bnfold("inspect", tmp_path / "m.onnx", *words, "--json"), "inspect")["merges"]) == count
 
 
 def test_inspect_says_why_not(bnfold: Bnfold, tmp_path: Path) -> None:
