@@ -33,7 +33,7 @@ def http(port: int, request: bytes) -> Call:
         head = data[:end].lower()
         if not head.startswith(b"http/1.1 200"):
             raise RuntimeError(data[:500])
-        length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
+        length = int(head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0])
         left = end + 4 + length - len(data)
         while left > 0:
             left -= len(_received(place))

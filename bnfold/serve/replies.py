@@ -20,7 +20,8 @@ class Answer(Response):
     """Goes out in pieces, each once the one before has been read; until the last it counts against the budget."""
 
     def __init__(self, parts: Sequence[bytes], budget: Budget, headers: Mapping[str, str], media_type: str) -> None:
-        self._parts, self._budget, self._size = parts, budget, sum(map(len, parts))
+        self._budget, self._size = budget, sum(map(len, parts))
+        self._parts = [b"".join(parts)] if self._size <= _PIECE else parts
         super().__init__(None, 200, {**headers, "content-length": str(self._size)}, media_type)
         budget.add(self._size)
 
