@@ -25,6 +25,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("rules/joins.py", "_choice_hoist: blocked is not None → True"): "only what lost its sign can be the identity",
     ("rules/einsum.py", "_hoist: isinstance(equation, Refusal) → False"): "refused by the law for constants before",
     ("rules/einsum.py", "_sink: isinstance(equation, Refusal) → False"): "refused by the law for constants before",
+    ("rules/sources.py", "_fits: dim == 1 → False"): "what enlarges the value is asked about once more, to no avail",
     ("graph/access.py", "_evaluated: _CONSTANT in value.meta → False"): "the same is computed again",
     ("derived.py", "Derived.exact: self._kept is not None → False"): "the same is computed again",
     ("derived.py", "Derived.slices: block >= rows → False"): "one block holds all rows then",

@@ -278,6 +278,9 @@ _AROUND = "(T[N,4,6,6] x, T[4,4,3,3] k, T v) => (T[n,c,h,w] y) "
         ("a = Softplus(x)  y = BN(a, A.4)", "barrier", "a"),
         ("a = BN(x, A.4)  y = Softplus(a)", "barrier", "y"),
         ("a = com.microsoft.Gelu(x)  y = BN(a, A.4)", "not-floating", "a"),
+        ("a = Conv(x, w[4,4,1,1])  y = BN(a, A.4, training_mode=1)", "training-mode", "y"),
+        ("a = Conv(x, w[4,4,1,1])  y, m, q = BN(a, A.4)", "training-mode", "y"),
+        ("a = Reshape(x, {-1})  y = BN(a, A.1)", "unknown-shape", "a"),
         ("a = Conv(x, k)  y = BN(a, A.4)", "variable-operand", "k"),
         ("a = Conv(x, w[4,4,1,1])  d = Clip(a, v)  y = BN1(d, A.4)", "variable-operand", "v"),
         ("a = Conv(x, w[4,4,1,1])  d = Pad(a, {0,0,1,1,0,0,1,1}, v)  y = BN1(d, A.4)", "variable-operand", "v"),
@@ -295,9 +298,29 @@ def test_what_is_kept_says_why_and_where(body: str, reason: str, blocking: str) 
     assert (entry.reason and entry.reason.code, entry.blocking) == (reason, blocking)
 
 
-def test_arithmetic_on_integers_is_no_affine() -> None:
-    model = build("(int64[N] x) => (int64[n] y) { a = Mul(x, {3})  y = Mul(a, {5}) }")
-    assert operators(folded(model)[0]) == ["Mul", "Mul"]
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ("a = Conv(x, w[4,4,1,1])  u = Sigmoid(a)  y = BN(a, A.4)", "also read by Sigmoid "),
+        ("a = Conv(x, w[4,4,1,1])  u = BN(a, B.4)  y = BN(a, A.4)", "also read by BatchNormalization "),
+        ("a = Softplus(x)  u = Identity(x)  y = BN(a, A.4)", "no law for ai.onnx::Softplus"),
+        ("a = QuantizeLinear(x, 0.5)  u = Identity(x)  d = DequantizeLinear(a, 0.5)  y = BN(d, A.4)",
+         "the value is quantized here (DequantizeLinear); fold before quantizing"),
+        ("a = shop.Relu(x)  u = Identity(x)  y = BN(a, A.4)", "no law for shop::Relu"),
+        ("a = shop.DequantizeLinear(x)  u = Identity(x)  y = BN(a, A.4)", "no law for shop::DequantizeLinear"),
+    ],
+)  # fmt: skip
+def test_what_is_kept_says_what_is_in_the_way(body: str, detail: str) -> None:
+    text = f"(T[N,4,6,6] x) => (T[n,c,h,w] y, T[i,j,k,l] u) {{ {body} }}"
+    model = build(text, domains=', "shop" : 3', checked=False)
+    model.graph.value_info.append(helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, ["N", 4, "h", "w"]))
+    assert {entry.detail for entry in folded(model)[1].entries} == {detail}
+
+
+@pytest.mark.parametrize("op", ["Mul", "Div"])
+def test_arithmetic_on_integers_is_no_affine(op: str) -> None:
+    model = build(f"(int64[N] x) => (int64[n] y) {{ a = {op}(x, {{3}})  y = Mul(a, {{3}}) }}")
+    assert operators(folded(model)[0]) == [op, "Mul"]
 
 
 def test_what_is_met_on_a_route_goes_with_it() -> None:
@@ -305,3 +328,62 @@ def test_what_is_met_on_a_route_goes_with_it() -> None:
         a = Conv(x, w[4,3,3,3])  [mul] d = Mul(a, k[4,1,1])  [bn] y = BN(d, A.4) }"""
     content = json.loads({e.key: e.value for e in folded(build(text))[0].metadata_props}[FOLD_MAP])
     assert [fold["removed"] for fold in content["folds"]] == [["bn", "mul"]]
+
+
+def test_what_cancels_leaves_the_weights_alone() -> None:
+    text = """(T[N,3,6,6] x) => (T[n,c,h,w] y, T[i,j,k,l] z) {
+        a = Neg(x)  b = Neg(a)  y = Conv(b, w[4,3,3,3])  z = Sigmoid(a) }"""
+    result, report = folded(build(text))
+    assert (operators(result), report.affines) == (["Mul", "Conv", "Sigmoid"], 2)
+    assert [tensor.name for tensor in result.graph.initializer] == ["w", "a_scale"]
+
+
+def test_the_first_operand_that_can_takes_the_shift() -> None:
+    """Another could take a product on its way along, which goes by itself."""
+    constants = {"A_gamma": np.ones(4), "A_var": np.full(4, 1.0 - 0.0625)}
+    text = """(T[N,3,6,6] x, T[N,3,6,6] z) => (T[n,c,h,w] y) {
+        [first] a = Conv(x, w[4,3,1,1])  [second] b = Conv(z, v[4,3,1,1])  d = Mul(b, k[4,1,1])  e = Add(a, d)
+        y = BN(e, A.4) }"""
+    result, _ = folded(build(text, constants=constants))
+    content = json.loads({e.key: e.value for e in result.metadata_props}[FOLD_MAP])
+    assert operators(result) == ["Conv", "Conv", "Add"]
+    assert [[edit["node"] for edit in fold["edits"]] for fold in content["folds"]] == [["first"], ["second"]]
+
+
+@pytest.mark.parametrize(("dtype", "left"), [("float", ["Conv", "Clip"]), ("double", ["Conv", "Clip", "Mul"])])
+def test_an_attribute_is_a_float32_whatever_the_values_are(dtype: str, left: list[str]) -> None:
+    text = """(T[N,3,6,6] x) => (T[n,c,h,w] y) {
+        a = Conv(x, w[4,3,1,1])  b = Clip <min = -0.5, max = 0.75> (a)  y = Mul(b, 0.3) }"""
+    result, _ = folded(build(text, dtype=dtype, opset=10, checked=False))
+    assert operators(result) == left
+
+
+@pytest.mark.parametrize(
+    ("body", "blocking"),
+    [
+        ("a = Conv(x, w[4,4,1,1])  y = BN(a, A.4)", "w"),
+        ("a = Conv(x, v, k)  y = BN(a, B.4)", "k"),
+        ("a = Conv(x, w[4,4,1,1])  y = BN(a, C.4)", "a"),
+        ("a = Conv(x, w[4,4,1,1])  d = Mul(a, x)  y = BN(d, C.4)", "d"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_its_type_is_named(body: str, blocking: str) -> None:
+    """A weight, a bias, one that was not there, and what would be left to compute."""
+    large, unit = np.full(4, 6e4), {"gamma": np.ones(4), "var": np.full(4, 1.0 - 0.0625)}
+    constants = {
+        "A_gamma": large, "k": large, "v": np.ones((4, 4, 1, 1)),
+        **{f"{name}_{part}": array for name in "BC" for part, array in unit.items()},
+        "B_beta": large, "B_gamma": np.full(4, 2.0), "C_beta": large, "C_mean": -large,
+    }  # fmt: skip
+    model = build(f"(T[N,4,6,6] x) => (T[n,c,h,w] y) {{ {body} }}", dtype="float16", constants=constants)
+    (entry,) = folded(model)[1].entries
+    assert (entry.reason, entry.blocking) == (Reason.RANGE, blocking)
+
+
+def test_company_is_sought_nearby() -> None:
+    """A source on the way to the other operand joins, but not from behind 32 nodes."""
+    for count, left in ((31, 0), (32, 2)):
+        chains = "".join(f"{v}{k + 1} = Identity({v}{k})  " for k in range(count) for v in "ab")
+        model = build(f"""(T[N,4,6,6] x, T[N,4,6,6] z, bool[N,1,1,1] p) => (T[n,c,h,w] y) {{
+            a0 = BN(x, A.4)  b0 = BN(z, A.4)  {chains}  d = Where(p, a{count}, b{count})  y = Conv(d, w[2,4,3,3]) }}""")
+        assert operators(folded(model)[0]).count("BatchNormalization") == left

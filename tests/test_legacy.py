@@ -74,6 +74,13 @@ def test_an_attribute_does_not_round_what_was_float64(scale: float, dtype: str, 
     assert operators(folded(build(text, opset=10, dtype=dtype, constants=constants))[0]) == left
 
 
+def test_a_constant_that_broadcasts_as_before_opset_7_is_no_affine() -> None:
+    """It lies along axis 1, and the product could take it along the last, which is as long."""
+    text = """(T[N,4,4] x) => (T[n,t,c] y) {
+        a = MatMul(x, w[4,4])  y = Mul <broadcast = 1, axis = 1> (a, k[4]) }"""
+    assert operators(folded(build(text, opset=6))[0]) == ["MatMul", "Mul"]
+
+
 def test_a_join_that_broadcasts_as_before_opset_7_has_no_law() -> None:
     """The second operand lies along axes 1 and 2: by its rank alone it would be taken for rows of the last two."""
     text = """(T[N,4,4,4] x, T[4,4] z) => (T[n,c,h,w] y) {

@@ -15,7 +15,7 @@ from bnfold import io
 from bnfold.errors import ModelError
 from bnfold.folding.report import FoldReport
 from tests.conftest import conv_bn
-from tests.graphs import build, operators
+from tests.graphs import build, folded, operators
 
 CONV = "(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv(x, w[4,3,3,3])  y = BN(a, A.4) }"
 FUNCTION = """(T[N,3,8,8] x) => (T[n,c,h,w] y) { a = Conv(x, w[4,3,3,3])  y = local.Normed(a, g[4], b[4], m[4], v) }
@@ -98,6 +98,11 @@ def _twice(model: onnx.ModelProto) -> None:
     model.graph.value_info.append(helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, ["N", 4, 4, 4]))
 
 
+def _one_beta(model: onnx.ModelProto) -> None:
+    (beta,) = [tensor for tensor in model.graph.initializer if tensor.name == "A_beta"]
+    beta.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), beta.name))
+
+
 TRANSPOSED = """(T[N,3,4,4] x) => (T[n,h,w,c] y)
     { a = Conv(x, w[4,3,1,1])  b = Transpose <perm = [0,2,3,1]> (a)  y = Mul(b, s[4]) }"""
 SPLIT = """(T[2,4,8,8] x) => (T[n,c,h,w] y)
@@ -109,6 +114,8 @@ SPLIT = """(T[2,4,8,8] x) => (T[n,c,h,w] y)
     ("text", "change"),
     [
         (CONV.replace("A.4", "A.5"), None),
+        (CONV.replace("w[4,", "w[1,"), None),
+        ("(T[N,C,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.4)  y = Conv(a, w[2,4,1,1]) }", _one_beta),
         ("(T[N,4,8,8] x) => (T[n,c,h,w] y) { a = BN(x, A.4)  y = Conv(a, w[2,1,4,1]) }", None),
         (TRANSPOSED, _wrong_rank),
         (TRANSPOSED, _twice),
@@ -116,9 +123,10 @@ SPLIT = """(T[2,4,8,8] x) => (T[n,c,h,w] y)
         (SPLIT.replace("900000000,3", "1,2"), None),
         (SPLIT.replace("900000000,3", "1,1,2"), None),
     ],
-    ids=["parameters of another size", "channels of another number", "a permutation too short", "an axis taken twice",
-         "parts too large", "parts too small", "more parts than outputs"],
-)
+    ids=["parameters of another size", "parameters of more channels", "parameters of two sizes",
+         "channels of another number", "a permutation too short", "an axis taken twice", "parts too large",
+         "parts too small", "more parts than outputs"],
+)  # fmt: skip
 def test_an_operator_that_contradicts_its_operands_is_left_alone(
     text: str, change: Callable[[onnx.ModelProto], None] | None, tmp_path: Path
 ) -> None:
@@ -128,6 +136,29 @@ def test_an_operator_that_contradicts_its_operands_is_left_alone(
     result, report = optimized(model, tmp_path)
     assert operators(result) == operators(model)
     assert {entry.reason.code for entry in report.entries if entry.reason} <= {"malformed"}
+
+
+@pytest.mark.parametrize(
+    ("opset", "parameters", "kind", "folds"),
+    [
+        (17, "gamma beta", np.float32, True),
+        (17, "mean var", np.float64, True),
+        (17, "gamma", np.float32, False),
+        (17, "mean var", np.int32, False),
+        (14, "mean var", np.float32, True),
+        (14, "gamma beta", np.float32, False),
+        (9, "mean var", np.float32, False),
+    ],
+)  # fmt: skip
+def test_the_types_that_a_batch_norm_takes_are_those_of_its_opset(
+    opset: int, parameters: str, kind: type, folds: bool
+) -> None:
+    model = build(CONV, dtype="float16", opset=opset)
+    for tensor in model.graph.initializer:
+        if tensor.name.removeprefix("A_") in parameters.split():
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(kind), tensor.name))
+    _, report = folded(model)
+    assert [entry.reason and entry.reason.code for entry in report.entries] == [None if folds else "malformed"]
 
 
 def test_an_index_out_of_range_is_no_part_of_a_value(tmp_path: Path) -> None:

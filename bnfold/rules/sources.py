@@ -51,13 +51,10 @@ def _batch_norm(op: Op) -> Source | Refusal:
     x = op.input(0)
     if not foldable_dtype(dtype(x)):
         return Refusal(Reason.NOT_FLOATING).on(x)
-    others = range(1, len(op.node.outputs))
     if (
         op.attr("training_mode", 0) != 0
         or (op.opset < 7 and not op.attr("is_test", 0))
-        # Between is_test and training_mode, to name the batch statistics as outputs was to train.
-        or (7 <= op.opset < 14 and any(op.output(index).name for index in others))
-        or any(op.used(index) for index in others)
+        or any(statistic.name for statistic in op.node.outputs[1:])  # to name them as outputs is to train
     ):
         return Refusal(Reason.TRAINING_MODE).on(op.output())
     parameters: list[Float64] = []
@@ -103,12 +100,12 @@ def _typed(opset: int, kinds: Sequence[ir.DataType | None]) -> bool:
 def _arithmetic(op: Op) -> Source | Refusal | None:
     if not is_floating(op.output()) or "broadcast" in op.node.attributes:
         return None
-    constants = [op.const(0), op.const(1)]
-    if (constants[0] is None) == (constants[1] is None):
-        return None
-    slot = 0 if constants[0] is None else 1
-    c = constants[1 - slot]
-    if c is None or (op.type == "Div" and slot == 1):
+    left, right = op.const(0), op.const(1)
+    if left is None and right is not None:
+        slot, c = 0, right
+    elif right is None and left is not None and op.type != "Div":
+        slot, c = 1, left
+    else:
         return None
     one, zero = np.ones(()), np.zeros(())
     with np.errstate(all="ignore"):

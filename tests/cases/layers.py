@@ -196,8 +196,9 @@ CASES = (
     case("BN, InstanceNormalization", "(T[N,3,6] x) => (T[n,c,t] y) { a = BN(x, A.3)"
          "  y = InstanceNormalization(a, g[3], b[3]) }", "Mul InstanceNormalization", "sink",
          twin={"InstanceNormalization(a, g[3], b[3])": "LpNormalization(a)"}, kept="barrier", exact=False),
-    case("Add, InstanceNormalization", "(T[N,3,6] x) => (T[n,c,t] y) { a = Add(x, k[3,1])"
-         "  y = InstanceNormalization(a, g[3], b[3]) }", "InstanceNormalization", twin={"k[3,1]": "k[6]"}, exact=False),
+    case("Add, InstanceNormalization", "(T[N,3,6] x) => (T[n,c,t] y) { a = Add(x, k)"
+         "  y = InstanceNormalization(a, g[3], b[3]) }", "InstanceNormalization", twin={}, exact=False,
+         constants={"k": np.array([[1.5], [-2.0], [0.5]])}, twin_constants={"k": np.array([[1.5], [-np.inf], [0.5]])}),
     case("Add, GroupNormalization of single channels", "(T[N,4,6] x) => (T[n,c,t] y) { a = Add(x, k[4,1])"
          "  y = GroupNormalization <num_groups = 4> (a, g[4], b[4]) }", "GroupNormalization",
          twin={"num_groups = 4": "num_groups = 2"}, opset=21, ir_version=10, exact=False),

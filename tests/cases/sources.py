@@ -88,6 +88,8 @@ CASES = (
     _behind("a constant through Sqrt and Reciprocal", "k = Sqrt(v)  r = Reciprocal(k)  y = Mul(a, r)",
             {"Sqrt(v)": "Sqrt(z)", "[N,3,8,8] x)": "[N,3,8,8] x, T[4,1,1] z)"},
             constants={"v": 4.0 ** np.arange(4).reshape(4, 1, 1)}),
+    _behind("a product of constants", "k = Mul(s[4,1,1], t[1])  y = Mul(a, k)",
+            {"t[1]": "z", "[N,3,8,8] x)": "[N,3,8,8] x, T[1] z)"}, left="Conv Mul Mul"),
     _behind("a constant cut out of another", "k = Slice(s[8,1,1], {0}, {8}, {0}, {2})  y = Mul(a, k)",
             {"{8}, {0}": "z, {0}", "[N,3,8,8] x)": "[N,3,8,8] x, int64[1] z)"}),
     case("Conv of a standardized weight, BN",
