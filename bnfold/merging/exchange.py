@@ -33,15 +33,15 @@ def exchange(node: ir.Node, names: Names, sizes: Sizes) -> list[Merge]:
     if found is None or found.layer is None:
         return []
     value, host = node.outputs[0], found.layer
-    outer, merge = read(value), _priced(node, found, host, sizes)
+    outer, swap = read(value), _swap(node, found, host, sizes)
     whole = None if outer is None else priced(outer, found, host, sizes)
-    if merge.after.total >= merge.before.total or (whole is not None and merge.after.total >= whole.after.total):
+    if swap.after.total >= swap.before.total or (whole is not None and swap.after.total >= whole.after.total):
         return []
     kernel = found.kernel(host)
     biased = np.any(kernel.bias != 0.0) and not _passes(node, Affine.of(1.0, along(kernel.bias, 1, _rank(host))))
     fault = BIASED if biased else range_fault(kernel, host.dtype)
     if fault is not None:
-        return [replace(merge, reason=fault)]
+        return [replace(swap, reason=fault)]
     average = ir.Node("", node.op_type, [found.x, *node.inputs[1:]], node.attributes.values())
     average.name, average.outputs[0].name = names.fresh(label(node)), names.fresh(f"{label(node)}_output")
     note(average.outputs[0], value, {1: host.form.ins})
@@ -49,7 +49,7 @@ def exchange(node: ir.Node, names: Names, sizes: Sizes) -> list[Merge]:
     node.graph.insert_before(node, average)
     nodes = write(host, average.outputs[0], kernel, value, node, names)
     take_over(nodes[-1].outputs[0], value, names)
-    return [replace(merge, into=label(nodes[0]))]
+    return [replace(swap, into=label(nodes[0]))]
 
 
 def _averaged(node: ir.Node) -> Term | None:
@@ -78,7 +78,7 @@ def _rank(layer: Layer) -> int:
     return len(layer.form.stride) + 2
 
 
-def _priced(node: ir.Node, found: Term, host: Layer, sizes: Sizes) -> Merge:
+def _swap(node: ir.Node, found: Term, host: Layer, sizes: Sizes) -> Merge:
     """Return what the two cost in either order."""
     form, value = host.form, node.outputs[0]
     within, positions = sizes.positions(host.node.outputs[0], 1), sizes.positions(value, 1)

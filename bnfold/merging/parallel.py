@@ -34,14 +34,32 @@ class Group:
     form: Form
     before: Cost
 
+    @staticmethod
+    def alone(found: Term, layer: Layer, form: Form, sizes: Sizes) -> Group:
+        """Return the group of one layer."""
+        positions = sizes.positions(layer.node.outputs[0], layer.axis)
+        return Group(layer, positions, (found,), form, found.cost(form, positions))
+
     @property
     def after(self) -> Cost:
         """What they cost as one layer."""
         return self.form.cost(self.positions)
 
-    def added(self, other: Term, form: Form) -> Cost:
-        """What one more term costs, and its addition, which reads two values and writes one."""
-        return other.cost(form, self.positions) + Cost(moved=3.0 * form.outs * self.positions)
+    def joined(self, other: Term) -> Group | Merge | None:
+        """Return the group with one more term, the refusal of it, or None where the term is none of this kind."""
+        form = other.form(self.host)
+        if form is None:
+            return None
+        together = total_form([self.form, form])
+        # Its addition reads two values and writes one.
+        more = other.cost(form, self.positions) + Cost(moved=3.0 * form.outs * self.positions)
+        apart = self.after + more  # every term has to pay by itself
+        if isinstance(together, str):
+            return self.refused(together, other, apart=apart, after=apart)
+        larger = replace(self, terms=(*self.terms, other), form=together, before=self.before + more)
+        if larger.after.total > apart.total:
+            return self.refused(COSTS_MORE, other, apart=apart, after=larger.after)
+        return larger
 
     def refused(self, reason: str, *more: Term, apart: Cost | None = None, after: Cost | None = None) -> Merge:
         """Say why the terms, and `more`, do not become one layer; the costs are the group's unless they are given."""
@@ -59,7 +77,7 @@ def parallel(root: ir.Node, names: Names, sizes: Sizes) -> list[Merge]:
     summands = [(term(value, root.graph), sign) for value, sign in _summands(root)]
     refused: list[Merge] = []
     for x in dict.fromkeys(found.x for found, _ in summands if found.layer is not None):
-        read_x = [_of(x, found, sign, root) for found, sign in summands]
+        read_x = [_term_of(x, found, sign, root) for found, sign in summands]
         for group in _groups([found for found in read_x if found is not None], sizes, refused):
             kernel = total([found.kernel(group.host) for found in group.terms])
             fault = range_fault(kernel, group.host.dtype)
@@ -71,9 +89,11 @@ def parallel(root: ir.Node, names: Names, sizes: Sizes) -> list[Merge]:
     return [*refused, *_read_elsewhere(root, [found for found, _ in summands], sizes)]
 
 
-def _of(x: ir.Value, found: Term, sign: int, root: ir.Node) -> Term | None:
+def _term_of(x: ir.Value, found: Term, sign: int, root: ir.Node) -> Term | None:
     """Return a summand as a term of `x`, its sign included, or None."""
-    same = found if found.x is x else affine_of(x, found.value, root.graph) if found.layer is None else None
+    same: Term | None = found
+    if found.x is not x:
+        same = None if found.layer is not None else affine_of(x, found.value, root.graph)
     return same if same is None or sign > 0 else same.negated()
 
 
@@ -114,9 +134,9 @@ def _groups(terms: list[Term], sizes: Sizes, refused: list[Merge]) -> list[Group
         form = None if anchor.layer is None else anchor.form(anchor.layer)
         if anchor.layer is None or form is None:
             continue
-        group = _alone(anchor, anchor.layer, form, sizes)
+        group = Group.alone(anchor, anchor.layer, form, sizes)
         for other in ordered[index + 1 :]:
-            larger = _with(group, other)
+            larger = group.joined(other)
             if isinstance(larger, Group):
                 group = larger
             elif larger is not None:
@@ -126,27 +146,6 @@ def _groups(terms: list[Term], sizes: Sizes, refused: list[Merge]) -> list[Group
     return groups
 
 
-def _alone(found: Term, layer: Layer, form: Form, sizes: Sizes) -> Group:
-    positions = sizes.positions(layer.node.outputs[0], layer.axis)
-    return Group(layer, positions, (found,), form, found.cost(form, positions))
-
-
-def _with(group: Group, other: Term) -> Group | Merge | None:
-    """Return the group with one more term, the refusal of it, or None where the term is none of this kind."""
-    form = other.form(group.host)
-    if form is None:
-        return None
-    together = total_form([group.form, form])
-    more = group.added(other, form)
-    apart = group.after + more  # every term has to pay by itself
-    if isinstance(together, str):
-        return group.refused(together, other, apart=apart, after=apart)
-    larger = replace(group, terms=(*group.terms, other), form=together, before=group.before + more)
-    if larger.after.total > apart.total:
-        return group.refused(COSTS_MORE, other, apart=apart, after=larger.after)
-    return larger
-
-
 def _read_elsewhere(root: ir.Node, terms: list[Term], sizes: Sizes) -> list[Merge]:
     """Report the layers that would merge if nothing else read them."""
     found = []
@@ -154,7 +153,7 @@ def _read_elsewhere(root: ir.Node, terms: list[Term], sizes: Sizes) -> list[Merg
         partner = next((other for other in terms if other.layer is not None and other.x is one.x), None)
         if one.layer is None or partner is None or partner.layer is None:
             continue
-        group = _with(_alone(partner, partner.layer, partner.layer.form, sizes), one)
+        group = Group.alone(partner, partner.layer, partner.layer.form, sizes).joined(one)
         if isinstance(group, Group):
             found.append(group.refused(READ_ELSEWHERE))
     return found
