@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-CORE = ("onnx", "onnx-ir", "onnxsim", "numpy", "click", "rich")
+CORE = ("onnx", "onnx-ir", "onnxsim", "numpy", "click", "rich", "threadpoolctl")
 EXTRAS = {
     "torch": ("torch", "onnxscript", "safetensors"),
     "train": ("lightning", "scikit-learn"),

@@ -55,11 +55,16 @@ def test_doctor_survives_a_provider_that_crashes(monkeypatch: pytest.MonkeyPatch
     assert len(health.findings) == 2 and health.exit_code == 1
 
 
-def test_doctor_knows_what_every_extra_installs() -> None:
+def test_doctor_knows_what_is_installed_and_by_what() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    def names(lines: list[str]) -> set[str]:
+        return {re.split(r"[\[<>=;]", line)[0] for line in lines}
+
     extras = {name: lines for name, lines in project["optional-dependencies"].items() if name not in ("all", "dev")}
     asked = {
-        name: {re.split(r"[\[<>=;]", line)[0] for line in lines if not line.startswith("bnfold") and ";" not in line}
+        name: names([line for line in lines if not line.startswith("bnfold") and ";" not in line])
         for name, lines in extras.items()
     }
     assert {name: set(packages) for name, packages in doctor.EXTRAS.items()} == asked
+    assert {*doctor.CORE, *doctor.RUNTIMES} == names(project["dependencies"])
