@@ -19,7 +19,7 @@ def command() -> None:
 
 @command.command(
     "verify",
-    short_help="JUnit, SARIF, Markdown or HTML of a verification.",
+    short_help="Write JUnit, SARIF, Markdown or HTML of a verification.",
     epilog=example("bnfold report verify verdict.json --html verdict.html --junit verdict.xml"),
 )
 @click.argument("result")
@@ -42,7 +42,7 @@ def verify(result: str, files: dict[str, str], quiet: bool) -> None:
 
 @command.command(
     "train",
-    short_help="A page with plots of a training.",
+    short_help="Draw trainings as a page with plots.",
     epilog=example("bnfold report train runs/mlp -o training.html"),
 )
 @click.argument("sources", nargs=-1, required=True, metavar="LOGDIR|CKPT...")
