@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
+from bnfold.inputs.feeds import generated
 from bnfold.io import load
 from bnfold.verify import verify
 from bnfold.verify.bisection import bisect
@@ -92,10 +92,9 @@ def test_a_branch_that_differs_but_was_never_taken_is_inconclusive() -> None:
     assert verify(good, bad, inputs={"x": np.float32([[1, 2, 3, 4], [1e10, 1, 1, 1]])}).exit_code == 1
 
 
-def test_the_flag_of_one_value_is_drawn_both_ways() -> None:
-    from bnfold.inputs.feeds import generated
-
-    text = "(float[2] x, bool[1] c) => (float[2] y) { y = Where (c, x, x) }"
-    seen = {bool(sample.feeds["c"][0]) for sample in generated(load(model(text)))}
-    assert seen == {True, False}
-    assert isinstance(load(model(text)), ir.Model)
+def test_a_flag_is_drawn_both_ways_and_a_mask_is_never_empty() -> None:
+    text = """(float[2] x, bool[1] c, int64[1] n, int64[1,1] m) => (float[2] y, int64[1,1] k) {
+        y = Where (c, x, x) k = Mul (n, m) }"""
+    drawn = generated(load(model(text)))
+    seen = {name: {int(sample.feeds[name].reshape(())) for sample in drawn} for name in "cnm"}
+    assert seen == {"c": {0, 1}, "n": {0, 1}, "m": {1}}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from bnfold.verify import compare, verify
 from bnfold.verify.compare import Noises, measure
@@ -95,6 +95,31 @@ def test_other_storage_types_have_their_own_roundoff(stored: Any) -> None:
     off.CopyFrom(original)
     off.graph.initializer[1].CopyFrom(numpy_helper.from_array((b * (1 + 1e-6)).astype(stored), "b"))
     assert verify(original, off).exit_code == (0 if stored is np.float16 else 1)
+
+
+def stored_as(source: onnx.ModelProto, dtype: Any) -> onnx.ModelProto:
+    """The model with all floats in another type."""
+    model = onnx.ModelProto()
+    model.CopyFrom(source)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    for part in model.graph.initializer:
+        if part.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
+            part.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(part).astype(dtype), part.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = kind
+    del model.graph.value_info[:]
+    return model
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-3])
+def test_a_float16_fold_that_underflows_is_no_fault(scale: float) -> None:
+    """A gamma of 1.5e-6 leaves weights of two digits, and zeros: their rounding is not relative to their size."""
+    original = stored_as(nets.NETS["separable"](1, scale), np.float16)
+    wide = stored_as(original, np.float32)
+    verdict = verify(original, stored_as(nets.fold(wide), np.float16), samples=10)
+    assert verdict.status == "pass", verdict
+    wrong = nets.fold(wide, fault="scale off by one", where=1)
+    assert verify(original, stored_as(wrong, np.float16), samples=10).exit_code == 1
 
 
 # --- The contract.

@@ -75,7 +75,7 @@ def _integers(value: ir.Value, shape: Shape, dtype: np.dtype[Any], kind: str, rn
     if bound is None or bound == 2:
         # A mask: all ones, or random after a leading one. All zeros would make attention divide nothing by nothing.
         mask = rng.integers(0, 2, shape) if kind in ("mixed", "uniform", "impulses") else np.ones(shape)
-        if mask.ndim and (mask.size > 1 or dtype.kind != "b"):
+        if mask.ndim and shape != (1,):  # a single number is a flag
             mask[..., :1] = 1
         return np.asarray(mask).astype(dtype)
     return rng.integers(0, bound, shape).astype(dtype)

@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +24,7 @@ from bnfold.providers import named
 from bnfold.verify.kernels.base import Unsupported, is_float, real
 from bnfold.verify.layererror import LocalMeasure, measure
 from bnfold.verify.magnitude import Bounded, bounded
+from bnfold.verify.precision import underflows
 from bnfold.verify.reference import Evaluator, Observer, captured
 from bnfold.verify.sides import OnnxReference
 from bnfold.verify.structure import attribute_differences
@@ -190,6 +192,9 @@ class Local:
         try:
             sides = self.sides(window, feeds)
             found = bounded(Evaluator(sides.original, cache_bytes=0), feeds)
+            if sides.subnormal:
+                m = bounded(Evaluator(sides.candidate, cache_bytes=0), feeds).m
+                found = replace(found, m=np.maximum(found.m, m) if m.shape == found.m.shape else found.m)
             if not is_float(found.y):
                 # Integers are exact or wrong: the output shows which.
                 layer.exempt, layer.unchecked = True, "its values are no floating-point numbers"
@@ -230,9 +235,16 @@ class Local:
 
 @dataclass(frozen=True)
 class Sides:
+    """A window's two sides and the axis of its channels."""
+
     original: ir.Model
     candidate: ir.Model
     axis: int
+
+    @functools.cached_property
+    def subnormal(self) -> bool:
+        """Whether the candidate's weights are so small that they were rounded by more than their unit roundoff."""
+        return any(underflows(v.const_value) for v in self.candidate.graph.initializers.values())
 
 
 class _Stream:

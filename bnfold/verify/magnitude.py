@@ -6,6 +6,7 @@
     products             M = ΠM(xᵢ)
     moves, pools         the operator itself, on magnitudes
     activations          at most L·M(x), where L bounds the slope
+    constants            at least the smallest normal number, for below it rounding is no longer relative
 
 so that for a Conv with its BatchNormalization M = |s|(|W|∗|x| + |b| + |μ|) + |β|. A computation that adds K terms in
 any order errs by at most γ_K·M with γ_K = Ku/(1 − Ku) (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
@@ -25,6 +26,7 @@ import onnx_ir as ir
 from bnfold.arrays import Array
 from bnfold.verify.kernels.base import KERNELS, Call, channelwise, is_float
 from bnfold.verify.kernels.norms import EPSILON
+from bnfold.verify.precision import UNIT_ROUNDOFF, smallest_normal
 from bnfold.verify.reference import Evaluator, attributes
 
 # Of the operators that hand magnitudes on by doing what they do; only their first input is a value.
@@ -83,7 +85,11 @@ class _Ledger:
     def _of(self, value: ir.Value | None, x: Any) -> Any:
         if value in self.known:
             return self.known[value]
-        return np.abs(x) if is_float(x) else x
+        if not is_float(x):
+            return x
+        stored = None if value is None or value.const_value is None else value.const_value.dtype
+        least = smallest_normal(stored.numpy()) if stored in UNIT_ROUNDOFF else 0.0
+        return np.maximum(np.abs(x), least)
 
     def _through(self, node: ir.Node, inputs: Sequence[Any], mags: Sequence[Any], results: Sequence[Any]) -> Any:
         call = Call(node.op_type, attributes(node), node.version or _opset(node), len(results))
@@ -102,7 +108,7 @@ class _Ledger:
             with np.errstate(divide="ignore", invalid="ignore"):
                 return [mags[0] / np.abs(inputs[1])]
         if op == "BatchNormalization":
-            return [_batch_norm(call, inputs, mags[0])]
+            return [_batch_norm(call, mags, inputs[4])]
         if op in SLOPES:
             slope, exact = SLOPES[op]
             self.proves &= exact
@@ -127,10 +133,10 @@ def gamma(k: int, unit: float) -> float:
     return k * unit / (1.0 - k * unit) if k * unit < 1.0 else math.inf
 
 
-def _batch_norm(call: Call, inputs: Sequence[Array], m: Array) -> Array:
-    x, gain, beta, mean, var = inputs[:5]
-    scale = np.abs(gain) / np.sqrt(var + call.get("epsilon", EPSILON))
-    per = [channelwise(v, x.ndim) for v in (scale, np.abs(mean), np.abs(beta))]
+def _batch_norm(call: Call, mags: Sequence[Array], var: Array) -> Array:
+    m, gain, beta, mean = mags[:4]
+    scale = gain / np.sqrt(var + call.get("epsilon", EPSILON))
+    per = [channelwise(v, m.ndim) for v in (scale, mean, beta)]
     return np.asarray(per[0] * (m + per[1]) + per[2])
 
 

@@ -20,8 +20,25 @@ def smallest_subnormal(dtype: np.dtype[Any]) -> float:
     return float(ml_dtypes.finfo(dtype).smallest_subnormal)  # type: ignore[no-untyped-call]
 
 
+def smallest_normal(dtype: np.dtype[Any]) -> float:
+    """Return the number below which a floating-point type rounds to multiples of its η."""
+    return float(ml_dtypes.finfo(dtype).smallest_normal)  # type: ignore[no-untyped-call]
+
+
 FLOATS = (ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 UNIT_ROUNDOFF = {kind: unit_roundoff(kind.numpy()) for kind in FLOATS}
+
+
+def underflows(tensor: ir.TensorProtocol | None) -> bool:
+    """Whether a tensor holds numbers so small that they were rounded by more than their type's unit roundoff.
+
+    A zero of float16 may be one of them; in wider types it is one that was meant.
+    """
+    if tensor is None or tensor.dtype not in UNIT_ROUNDOFF:
+        return False
+    array = np.abs(tensor.numpy())
+    small = array < smallest_normal(tensor.dtype.numpy())
+    return bool((small if tensor.dtype == ir.DataType.FLOAT16 else small & (array > 0)).any())
 
 
 def model_unit(model: ir.Model) -> float:
