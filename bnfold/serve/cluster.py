@@ -172,7 +172,7 @@ def _checked(settings: Settings) -> Settings:
         if settings.host in _LOOPBACK:
             raise UsageError("with HAProxy Ray's replicas listen on all addresses; say so: --host 0.0.0.0")
         if settings.tls_cert is not None:
-            raise UsageError("Ray's HAProxy has no TLS; put --tls-cert on the proxy in front of it")
+            raise UsageError("Ray's HAProxy has no TLS; leave RAY_SERVE_ENABLE_HA_PROXY out, or end TLS in front of it")
     listeners.tls(settings)
     read_token(settings.token_file)
     for port in (settings.http_port, settings.grpc_port):

@@ -24,7 +24,7 @@ from bnfold.serve.errors import (
     failed,
 )
 from bnfold.serve.intake import Intake
-from bnfold.serve.memory import Budget
+from bnfold.serve.memory import Budget, Share
 from bnfold.serve.messages import MESSAGES, SERVICE
 from bnfold.serve.security import authorize, read_token
 from bnfold.serve.service import METHODS, parse
@@ -90,7 +90,7 @@ def server(
 
 
 async def _counted(call: Call, budget: Budget, method: str, data: bytes, remaining: float | None) -> bytes:
-    with budget.share() as share:
+    with Share(budget) as share:
         share.take(len(data))
         asked = call(method, data, remaining)
         del data  # so that only who is asked holds it

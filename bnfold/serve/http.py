@@ -82,7 +82,7 @@ def _application(core: Core, rows: Sequence[tuple[str, str, Handler]]) -> Starle
 
 async def infer(core: Core, request: Request) -> Response:
     """POST …/infer."""
-    with core.budget.share() as share:
+    with Share(core.budget) as share:
         asked, wishes = wire.parse(
             request.path_params["name"],
             request.path_params.get("version", ""),
@@ -238,7 +238,7 @@ async def _body(request: Request, limit: int, share: Share) -> bytes | bytearray
 
 async def _parameters(core: Core, request: Request) -> dict[str, Any]:
     """The JSON object of a small request; an empty body is an empty one."""
-    with core.budget.share() as share:
+    with Share(core.budget) as share:
         body = await _body(request, core.settings.max_body, share)
         return wire.parse_object(body, "request") if body.strip() else {}
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bnfold.serve.errors import overloaded
@@ -38,19 +37,10 @@ class Budget:
         self.held -= size
         self.freed(size)
 
-    @contextmanager
-    def share(self) -> Iterator[Share]:
-        """What one request takes, given back at the end."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            self.give_back(share.size)
-
 
 @dataclass
 class Share:
-    """What one request holds of a budget."""
+    """What one request holds of a budget; it is given back when the `with` ends."""
 
     budget: Budget
     size: int = 0
@@ -59,6 +49,12 @@ class Share:
         """Reserve more; raises `Refused`."""
         self.budget.take(size)
         self.size += size
+
+    def __enter__(self) -> Share:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.budget.give_back(self.size)
 
 
 @dataclass
