@@ -47,9 +47,10 @@ class Families(Collector):
         ]
         yield from _own(core, rows)
         for name, text, value in _TRITON:
-            family = CounterMetricFamily(name, text, labels=_LABELS)
+            # Triton's counters do not end in _total, as the client library's always do.
+            family = Metric(name, text, "unknown")
             for labels, stats in rows:
-                family.add_metric(labels, value(stats))
+                family.add_sample(name, dict(zip(_LABELS, labels, strict=True)), value(stats))
             yield family
         for observer in core.observers:
             yield from observer.metrics()

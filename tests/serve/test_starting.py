@@ -155,9 +155,9 @@ def test_counters_are_the_clients(launch: Launch, tmp_path: Path) -> None:
     text = server.call("GET", "/metrics", port=server.metrics)[2].decode()
     labels = 'model="double",version="1"'
     for line in (
-        f"nv_inference_request_success_total{{{labels}}} {good + 5}.0",
-        f"nv_inference_request_failure_total{{{labels}}} {bad}.0",
-        f"nv_inference_count_total{{{labels}}} {rows}.0",
+        f"nv_inference_request_success{{{labels}}} {good + 5}.0",
+        f"nv_inference_request_failure{{{labels}}} {bad}.0",
+        f"nv_inference_count{{{labels}}} {rows}.0",
         f"bnfold_request_seconds_count{{{labels}}} {good + 5}.0",
         f'bnfold_request_seconds_bucket{{le="+Inf",{labels}}} {good + 5}.0',
         f"bnfold_current_version{{{labels}}} 1.0",
