@@ -148,6 +148,17 @@ def test_no_constant_is_written_beside_a_value_of_unknown_type(call: str) -> Non
     ]
 
 
+@pytest.mark.parametrize("reader", ["", "  z = Sigmoid(d)"])
+def test_nothing_is_computed_on_a_value_of_unknown_type(reader: str) -> None:
+    """Its rank is unknown too, and whether others read a part of it; what is left is computed where both are known."""
+    body = f"c = com.microsoft.Gelu(x)  d = Identity(c)  e = Identity(d)  y = BN10+(e, A.4){reader}"
+    model = build(f"(T[N,4,3,3] x) => (T[N,4,h,w] y) {{ {body} }}", domains=', "com.microsoft" : 1', checked=False)
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("e", onnx.TensorProto.FLOAT, ["N", 4, "h", "w"]))
+    result, _ = folded(model)
+    assert operators(result) == ["Gelu", "Identity", "Identity", "Mul", *["Sigmoid"] * bool(reader)]
+    assert result.graph.node[3].input[0] == "e"
+
+
 @pytest.mark.filterwarnings("error")
 def test_statistics_that_are_not_finite_are_counted_without_a_warning() -> None:
     gamma = {"A_gamma": np.array([np.inf, 1, 1, 1])}

@@ -42,31 +42,26 @@ class Committed:
 
 def commit(plan: Plan, names: Names, order: Numbering) -> Committed:
     """Apply `plan` to the graph of its source, giving every new node its place in `order`."""
-    touched = {node for value in plan.rescaled for node in _around(value)} | set(plan.route) | {plan.source}
-    touched |= {user for node, _ in plan.removed for user in _around(node.outputs[0])}
+    touched = {node for value in plan.rescaled for node in _readers(value)} | set(plan.route) | {plan.source}
+    touched |= {user for node, _ in plan.removed for user in _readers(node.outputs[0])}
     changes = _edit(plan, names)
     labels = {value: value.name for value in plan.rescaled}
-    sources = (plan.source, *plan.together)
-    finals = {source.outputs[0].name for source in sources}
+    finals = {source.outputs[0].name for source in (plan.source, *plan.together)}
     for value in plan.rescaled:
         if value.name not in finals:
             value.name = names.folded(value.name)
     emitted: list[ir.Node] = []
     for emission in plan.emitted:
-        touched |= set(_around(emission.value))
+        touched |= _readers(emission.value)
         emitted += _emit(emission, plan, labels, names, order)
     # Producers first, so that the value that feeds the source is the final one when it takes the source's name.
     for node, slot in reversed(plan.removed) if plan.judgement == "hoist" else plan.removed:
-        touched |= set(_around(node.inputs[slot]))
-        _bypass(node, slot, names, order, keeps_name=plan.judgement == "hoist" and node in sources)
+        touched |= _bypass(node, slot, names, order, keeps_name=plan.judgement == "hoist")
     return Committed(tuple(changes), tuple(emitted), frozenset(touched - {n for n, _ in plan.removed}) | set(emitted))
 
 
-def _around(value: ir.Value | None) -> list[ir.Node]:
-    if value is None:
-        return []
-    producer = value.producer()
-    return [use.node for use in value.uses()] + ([producer] if producer is not None else [])
+def _readers(value: ir.Value) -> set[ir.Node]:
+    return {use.node for use in value.uses()}
 
 
 def _edit(plan: Plan, names: Names) -> list[Change]:
@@ -143,12 +138,12 @@ def _place(node: ir.Node, after: ir.Value, graph: ir.Graph, order: Numbering) ->
     order.behind(node, producer)
 
 
-def _bypass(node: ir.Node, slot: int, names: Names, order: Numbering, keeps_name: bool) -> None:
-    """Remove a source: its readers see its operand."""
+def _bypass(node: ir.Node, slot: int, names: Names, order: Numbering, keeps_name: bool) -> set[ir.Node]:
+    """Remove a source: its readers see its operand. Return who else read that."""
     graph, out, operand = node.graph, node.outputs[0], node.inputs[slot]
     assert isinstance(graph, ir.Graph)
     assert operand is not None
-    label = out.name
+    label, readers = out.name, _readers(operand)
     renamed = keeps_name and _producer(operand, graph) is not None and not operand.is_graph_output()
     if out.is_graph_output() and not renamed:
         copy = ir.Node("", "Identity", [operand], name=names.fresh(f"{label}_Identity"))
@@ -163,6 +158,7 @@ def _bypass(node: ir.Node, slot: int, names: Names, order: Numbering, keeps_name
     for use in out.uses():
         use.node.replace_input_with(use.idx, operand)
     graph.remove(node, safe=True)
+    return readers
 
 
 def _producer(value: ir.Value, graph: ir.Graph) -> ir.Node | None:

@@ -4,7 +4,7 @@
     sink    both operands of a join carry what alone would be unequal: A∘x + A∘z = A∘(x + z)
 
 What stopped a plan says where to look. From each silent reader the search goes on to the next source behind it, from
-each silent operand to the next before it; if every one of them finds a source, all are planned as one.
+each silent operand to the next before it; all that are found are planned as one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _gain_alone(starts: Mapping[ir.Node, Source], order: Numbering) -> int:
 def _joining(
     silent: tuple[Op | None, ...], judgement: str, graph: ir.Graph | ir.Function | None
 ) -> dict[ir.Node, Source]:
-    """The next sources from each silent operator, or nothing if one of them leads to none."""
+    """The next sources from each silent operator."""
     result: dict[ir.Node, Source] = {}
     for start in silent[: SOURCES_AT_MOST + 1]:
         found: dict[ir.Node, Source] = {}
@@ -67,7 +67,5 @@ def _joining(
                 found[op.node] = met
             elif getattr(rule_for(op), judgement, None) is not None:
                 work += map(Op, op.node.successors() if judgement == "hoist" else op.node.predecessors())
-        if not found:
-            return {}
         result |= found
     return result

@@ -47,7 +47,21 @@ CASES = (
          "(T[N,4,8,8] x, T[N,4,8,8] z) => (T[n,c,h,w] y) { a = Mul(x, s)  b = Add(a, t)  e = BN(z, B.4)"
          "  d = Add(b, e)  y = Conv(d, w[2,4,3,3]) }", "Add Conv", "sink", constants=_IN_STEPS,
          twin={"a = Mul(x, s)": "a = Div(x, s)"}, left="Mul Mul Add Conv"),
+    case("Conv read by two like BNs and a Sigmoid",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y, T[m,d,p,q] z, T[i,j,k,l] u) { a = Conv(x, w[4,3,1,1])  b = BN(a, A.4)"
+         "  d = BN(a, A.4)  y = Softplus(b)  z = Exp(d)  u = Sigmoid(a) }", "Conv Mul Add Softplus Exp Sigmoid",
+         "hoist", exact=False, twin={"d = BN(a, A.4)": "d = BN(a, B.4)"}, kept="other-readers other-readers"),
+    case("Where, like BNs behind PRelus of a slope that is computed",
+         "(T[N,4,8,8] x, T[N,4,8,8] z, bool[N,1,1,1] p) => (T[n,c,h,w] y) { a = BN+0(x, A.4)  b = BN+0(z, A.4)"
+         "  k = Neg(s[4,1,1])  d = PRelu(a, k)  e = PRelu(b, k)  f = Where(p, d, e)  y = Conv(f, w[2,4,1,1]) }",
+         "Neg PRelu PRelu Where Conv", "sink", twin={"e = PRelu(b, k)": "e = Softplus(b)"}, exact=False,
+         left="Mul Mul Neg PRelu Softplus Where Conv"),
     # In a body.
+    case("like BNs, both in a body",
+         "(T[N,4,8,8] x, T[N,4,8,8] z, bool p, bool[N,1,1,1] q) => (T[n,c,h,w] y) { a = Relu(x)  y = If (p) <"
+         " then_branch = one () => (T[n,c,h,w] u) { u = Relu(a) }, else_branch = two () => (T[n,c,h,w] v) {"
+         " b = BN(x, A.4)  d = BN(z, A.4)  e = Where(q, b, d)  v = Conv(e, w[2,4,1,1]) } > }",
+         "Relu If Relu Where Conv", "sink", twin={"a = Relu(x)": "a = Relu(x)  d = BN(z, A.4)", "  d = BN(z, A.4)  e": "  e"}, kept="body body"),
     case("a Mul and a BN that cancel in a body",
          "(T[N,4,8,8] x, bool p) => (T[n,c,h,w] y) { a = Relu(x)  y = If (p) <"
          " then_branch = one () => (T[n,c,h,w] u) { u = Relu(a) },"
