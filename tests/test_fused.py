@@ -16,6 +16,7 @@ NORM = (
 LINEAR = "y = MatMul(h, k[8,4]) }"
 CASES = {
     "the half behind": (f"{GELU} a = Mul(x, g)  h = Mul(a, 0.5)  {LINEAR}", "g = Add(e, 1.0)", "g = Add(e, 2.0)"),
+    "a half that is multiplied": (f"{GELU} a = Mul(x, g)  h = Mul(a, 0.5)  {LINEAR}", "h = Mul", "h = Div"),
     "the half in front": (f"{GELU} a = Mul(x, 0.5)  h = Mul(a, g)  {LINEAR}", "0.5", "0.25"),
     "tanh": (f"{GELU} a = Mul(g, x)  h = Mul(0.5, a)  {LINEAR}".replace("Erf", "Tanh"), "Tanh", "Sigmoid"),
     "the half inside": (f"{GELU} a = Mul(g, 0.5)  h = Mul(a, x)  {LINEAR}", "e, 1.0", "e, 2.0"),
