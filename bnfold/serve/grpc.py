@@ -47,7 +47,7 @@ CODES = {
 _ENVELOPE = 64 * 1024
 # Answers from this size on count against the budget until they are sent.
 _COUNTED = 64 * 1024
-# What needs no token.
+# What a probe asks: it needs no token, and has no part in the memory of requests.
 _OPEN = ("ServerLive", "ServerReady", "Check")
 
 
@@ -77,7 +77,8 @@ def server(
     token = read_token(settings.token_file)
     intake = Intake(max(1, settings.max_pending // settings.max_body))
     counted = partial(_counted, call, budget)
-    unary = {name: _unary(counted, budget, intake, name, None if name in _OPEN else token) for name in METHODS}
+    unary = {name: _unary(counted, budget, intake, name, token) for name in METHODS}
+    unary |= {name: _unary(call, budget, intake, name, None) for name in _OPEN}
     services = {
         "grpc.health.v1.Health": {"Check": unary.pop("Check")},
         SERVICE: {**unary, "ModelStreamInfer": _stream(counted, intake, token)},

@@ -8,16 +8,21 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import grpc
 import grpc.aio
 import numpy as np
 import pytest
 
+from bnfold.serve import grpc as rpc
 from bnfold.serve import intake
 from bnfold.serve.errors import Refused
 from bnfold.serve.intake import Intake
+from bnfold.serve.memory import Budget
 from bnfold.serve.messages import MESSAGES
+from bnfold.serve.settings import Settings
 from tests.serve import zoo
 from tests.serve.conftest import Server, assert_sound
 from tests.serve.frames import Calls
@@ -108,6 +113,31 @@ def test_a_stream_that_is_idle_ends_and_frees_its_place() -> None:
     asyncio.run(story())
 
 
+def test_a_probe_is_answered_while_no_memory_is_left(tmp_path: Path) -> None:
+    """Whoever is alive but full must not be restarted for it."""
+
+    async def call(method: str, data: bytes, remaining: float | None) -> bytes:
+        return data
+
+    async def ask(channel: Any, path: str) -> bytes | str:
+        try:
+            return bytes(await channel.unary_unary(path)(b"probe"))
+        except grpc.RpcError as error:
+            return str(error.code().name)
+
+    async def story() -> list[bytes | str]:
+        server, port = rpc.server(Settings(tmp_path), call, Budget(0), None, "127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            paths = ("/grpc.health.v1.Health/Check", "/inference.GRPCInferenceService/ServerLive",
+                     "/inference.GRPCInferenceService/ModelInfer")  # fmt: skip
+            found = [await ask(channel, path) for path in paths]
+        await server.stop(None)
+        return found
+
+    assert asyncio.run(story()) == [b"probe", b"probe", "UNAVAILABLE"]
+
+
 @pytest.fixture(scope="module")
 def small(launch: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
     """Four messages of 4 MiB are all that it has memory for."""
@@ -149,17 +179,17 @@ def test_as_many_streams_as_there_is_memory_for(small: Server) -> None:
 
 def test_what_waits_counts_against_the_memory_of_all_requests(small: Server) -> None:
     """Ten times 3 MiB that wait for a slow model are more than 16 MiB; nothing stays reserved."""
-    import tritonclient.grpc as rpc
+    import tritonclient.grpc as triton
 
     x = np.ones((MIB // 4, 3), np.float32)
-    inputs = [rpc.InferInput("x", x.shape, "FP32").set_data_from_numpy(x),
-              rpc.InferInput("n", (), "INT64").set_data_from_numpy(np.array(3000))]  # fmt: skip
+    inputs = [triton.InferInput("x", x.shape, "FP32").set_data_from_numpy(x),
+              triton.InferInput("n", (), "INT64").set_data_from_numpy(np.array(3000))]  # fmt: skip
 
     def ask(_: int) -> str:
-        with rpc.InferenceServerClient(f"127.0.0.1:{small.grpc}") as client:
+        with triton.InferenceServerClient(f"127.0.0.1:{small.grpc}") as client:
             try:
                 np.testing.assert_array_equal(client.infer("slow", inputs).as_numpy("y"), x)
-            except rpc.InferenceServerException as error:
+            except triton.InferenceServerException as error:
                 return str(error.message())
             return "exact"
 
