@@ -1,6 +1,6 @@
 """Drift on digits: what is seen, how far it is, and what recalibration gets back. Prints the tables of docs/audit.md.
 
-    python benchmarks/drift.py [ARCH …] [--seeds 3] [--clean]
+    python benchmarks/drift.py [ARCH …] [--seeds 3] [--normalize] [--clean]
 
 Statistics are re-estimated on the training images, changed in the same way and without labels; accuracy is that on
 the held-out images, so that nothing is measured on what it was fitted to. One architecture is measured in every
@@ -43,20 +43,21 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("arch", nargs="*", default=["resnet"], metavar="ARCH")
     options.add_argument("--seeds", type=int, default=3, help="trainings; the table of strengths shows the first")
+    options.add_argument("--normalize", action="store_true", help="train with the inputs' normalisation in the model")
     options.add_argument("--clean", action="store_true", help="all architectures on their own held-out data instead")
     chosen = options.parse_args()
     if chosen.clean:
         clean()
     elif len(chosen.arch) == 1:
-        strengths(chosen.arch[0], chosen.seeds)
+        strengths(chosen.arch[0], chosen.seeds, chosen.normalize)
     else:
-        architectures(chosen.arch, chosen.seeds)
+        architectures(chosen.arch, chosen.seeds, chosen.normalize)
 
 
-def strengths(arch: str, seeds: int) -> None:
+def strengths(arch: str, seeds: int, normalize: bool) -> None:
     """Every kind of change in every strength, and what recalibration gets back of it."""
     data = load("digits")
-    found = [measured(arch, data, seed, weakest=0) for seed in range(seeds)]
+    found = [measured(arch, data, seed, 0, normalize) for seed in range(seeds)]
     print(f"{arch}, {len(data.test)} held-out digits, {found[0][PLAIN][0].batch_norms} BatchNorms\n")
     print("| input | accuracy | drift | layers drifted | channels flagged | recalibrated |")
     print("|---|---|---|---|---|---|")
@@ -74,13 +75,13 @@ def strengths(arch: str, seeds: int) -> None:
     print(f"\nwithin each kind the drift grows with the strength in every training: {'yes' if ranked else 'NO'}")
 
 
-def architectures(names: list[str], seeds: int) -> None:
+def architectures(names: list[str], seeds: int, normalize: bool) -> None:
     """The strongest change of each kind: accuracy before and after, medians over the trainings."""
     data = load("digits")
     print(f"| architecture | {PLAIN} | {' | '.join(strongest())} |")
     print("|---" * (2 + len(strongest())) + "|")
     for arch in names:
-        found = [measured(arch, data, seed, weakest=-1) for seed in range(seeds)]
+        found = [measured(arch, data, seed, -1, normalize) for seed in range(seeds)]
         cells = [f"{median(accuracy(one[PLAIN][0]) for one in found):.1%}"]
         for name in strongest():
             before, after, _ = recovered(found, name)
@@ -88,9 +89,10 @@ def architectures(names: list[str], seeds: int) -> None:
         print(f"| {arch} | {' | '.join(cells)} |", flush=True)
 
 
-def measured(arch: str, data: Dataset, seed: int, weakest: int) -> Results:
+def measured(arch: str, data: Dataset, seed: int, weakest: int, normalize: bool) -> Results:
     """Each change, from the strength of that index on: the audit of the held-out images, and their accuracy after."""
-    model = export(train(arch, data, epochs=20, seed=seed, quiet=True).module, inputs="1x1x8x8")
+    module = train(arch, data, epochs=20, seed=seed, normalize=normalize, quiet=True).module
+    model = export(module, inputs="1x1x8x8")
     plain = audit(model, feeds(data.test.images, data.test))
     results: Results = {PLAIN: (plain, accuracy(plain))}
     for name, (change, row) in CORRUPTIONS.items():
