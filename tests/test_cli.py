@@ -236,7 +236,7 @@ def test_shapes_become_sizes_of_dimensions(shape: str, dims: dict[str, int]) -> 
 
 @pytest.mark.slow
 def test_the_examples_run_as_they_stand(tmp_path: Path) -> None:
-    """From the help, in the order of the verbs: train, export, inspect, optimize, verify, bench, doctor.
+    """From the help, in the order of the verbs.
 
     A server runs until it is stopped, on ports that may be taken here: tests/serve starts it on free ones.
     """
