@@ -221,6 +221,21 @@ def compress(draw: Draw) -> Made:
     return graph(f"y = Compress <axis = {axis}> (x, p)", value("x", shape), rank=3, constants={"p": chosen})
 
 
+def gather_elements(draw: Draw) -> Made:
+    axis, shape = draw.size(-3, 2), draw.shape(3, 1, 3)
+    index = [draw.of(size, size, draw.size(1, size)) for size in shape]
+    index[axis] = draw.size(1, 4)
+    picked = draw.rng.integers(-shape[axis], shape[axis], index)
+    return graph(f"y = GatherElements <axis = {axis}> (x, i)", value("x", shape), rank=3, constants={"i": picked})
+
+
+def grid_sample(draw: Draw) -> Made:
+    mode, outside = draw.of("nearest", "linear", "cubic"), draw.of("zeros", "border", "reflection")
+    x, grid = value("x", [2, draw.size(1, 3), 3, 4]), value("g", [2, 2, 3, 2])
+    attributes = f'mode = "{mode}", padding_mode = "{outside}", align_corners = {draw.of(0, 1)}'
+    return graph(f"y = GridSample <{attributes}> (x, g)", x, grid)
+
+
 def cumsum(draw: Draw) -> Made:
     call = f"y = CumSum <exclusive = {draw.of(0, 1)}, reverse = {draw.of(0, 1)}> (x, k)"
     return graph(call, value("x", draw.shape(3)), rank=3, constants={"k": np.array(draw.of(0, 1, -1))})
@@ -239,7 +254,8 @@ MORE_MAKERS: dict[str, Maker] = {
     "Relu": _unary("Relu"),
     "LeakyRelu": _unary("LeakyRelu", "<alpha = 0.25>"), "PRelu": prelu, "Abs": _unary("Abs"),
     "Trilu": _unary("Trilu"), "CumSum": cumsum, "ReverseSequence": reverse_sequence, "Compress": compress,
-    "RoiAlign": roi_align, "Softmax": _softmax("Softmax"),
+    "GatherElements": gather_elements, "GridSample": grid_sample, "RoiAlign": roi_align,
+    "Softmax": _softmax("Softmax"),
     "LogSoftmax": _softmax("LogSoftmax"),
     "MaxPool": _pool("MaxPool"), "GlobalMaxPool": _globally("GlobalMaxPool"), "LpPool": _pool("LpPool", "p = 2"),
     "GlobalLpPool": _globally("GlobalLpPool"), "AveragePool": _pool("AveragePool"),

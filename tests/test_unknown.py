@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from bnfold.graph import Op
+from bnfold.graph import Op, Shape
 from bnfold.graph.access import DTYPE, SHAPE
+from bnfold.rules.tracing import Untraceable, regroup
 from tests.cases import CASES, Graph
 from tests.graphs import Array, exact, feeds, folded, seeded
 from tests.makers import Draw
@@ -67,6 +68,20 @@ def test_law_of_what_is_less_known(op_type: str, judgement: str) -> None:
         granted(op_type, judgement, seed, forget)
 
     check()
+
+
+@pytest.mark.parametrize("split", [(2, 2, "T", 3, 3), (2, 2, None, 3, 3)])
+def test_axes_around_one_of_unknown_size_are_traced(split: Shape) -> None:
+    merged = (4, split[2], 9)
+    front, back = np.arange(2.0).reshape(1, 2, 1, 1, 1), np.arange(3.0).reshape(1, 1, 1, 3, 1)
+    assert np.array_equal(regroup(front, split, merged), np.tile(np.arange(2.0), 2).reshape(4, 1, 1))
+    assert np.array_equal(regroup(back, split, merged), np.repeat(np.arange(3.0), 3).reshape(1, 1, 9))
+    assert np.array_equal(regroup(np.arange(4.0).reshape(4, 1, 1), merged, split)[:, :, 0, 0, 0], [[0, 1], [2, 3]])
+
+
+def test_two_axes_of_unknown_size_are_not_the_same() -> None:
+    with pytest.raises(Untraceable):
+        regroup(np.arange(4.0).reshape(1, 4), (None, 4), (None, 4, None))
 
 
 GRAPHS = [case.graph for case in CASES if not case.graph.domains]

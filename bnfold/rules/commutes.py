@@ -2,7 +2,8 @@
 
 elementwise   f(s·x + t) = s·f(x) + t for the s and t that the row admits
 order         Relu, LeakyRelu, PRelu: s ≥ 0, no shift · Abs: |s·x| = |s|·|x|
-rows          what moves or drops whole rows (ReverseSequence, Compress): any affine that is uniform along them
+rows          what moves or drops elements along an axis (ReverseSequence, Compress, GatherElements): any affine that
+              is uniform along it
 signs         where only s ≥ 0 passes, s = σ·|s| with σ = ±1: |s| passes and σ stays behind
 """
 
@@ -173,6 +174,15 @@ def _cumulative(op: Op) -> Guard | Refusal:
     return _one_axis(op, None if axis is None else axis.item(), shift=False)
 
 
+def _picked(op: Op) -> Guard | Refusal:
+    """GatherElements picks along one axis, and along each other keeps the first elements, or all of them."""
+    before, after = op.shape(0), op.shape(1)
+    if before is None or after is None:
+        return Refusal(Reason.UNKNOWN_SHAPE)
+    cut = {axis for axis, size in enumerate(before) if size is None or size != after[axis]}
+    return Guard(mixed=frozenset({int(op.attr("axis", 0)) % len(before), *cut}))
+
+
 def _triangle(op: Op) -> Guard | Refusal:
     """Trilu writes zeros, which any scale keeps."""
     return Guard(shift=False)
@@ -193,4 +203,5 @@ TABLE: Table = {
     "CumSum": commute(_cumulative),
     "ReverseSequence": commute(_along("time_axis", 0)),
     "Compress": commute(_along("axis", None)),
+    "GatherElements": commute(_picked),
 }

@@ -61,14 +61,13 @@ def _runs(source: Shape, target: Shape) -> list[tuple[slice, slice]]:
         else:
             left, right = a, b
             while left != right:
-                longer = source[m] if left < right and m < len(source) else None
-                wider = target[n] if left > right and n < len(target) else None
-                if isinstance(longer, int):
-                    left, m = left * longer, m + 1
-                elif isinstance(wider, int):
-                    right, n = right * wider, n + 1
-                else:
+                more = source[m] if left < right else target[n]
+                if not isinstance(more, int):
                     return runs
+                if left < right:
+                    left, m = left * more, m + 1
+                else:
+                    right, n = right * more, n + 1
         runs.append((slice(i, m), slice(j, n)))
         i, j = m, n
     return runs

@@ -56,6 +56,14 @@ def _roi_align(op: Op) -> Guard | Refusal:
     return Guard(shift=False, negative=str(op.attr("mode", "avg")) == "avg", mixed=space)
 
 
+def _grid_sample(op: Op) -> Guard | Refusal:
+    """Weights that sum to one, wherever the grid points; outside the value it reads zeros, or the value again."""
+    space = _spatial(op)
+    if isinstance(space, Refusal):
+        return space
+    return Guard(shift=op.attr("padding_mode", "zeros") != "zeros", mixed=space)
+
+
 def _global_pool(op: Op) -> Guard | Refusal:
     space = _spatial(op)
     return space if isinstance(space, Refusal) else Guard(mixed=space)
@@ -149,6 +157,7 @@ TABLE: Table = {
     "Resize": commute(_resize),
     "Upsample": commute(_resize),
     "RoiAlign": commute(_roi_align),
+    "GridSample": commute(_grid_sample),
     "AveragePool": commute(_average_pool, "averages"),
     "GlobalAveragePool": commute(_global_pool, "averages"),
     "ReduceMean": commute(_reduction(shift=True, negative=True), "averages"),
