@@ -30,9 +30,8 @@ class Answer(Response):
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             for part in self._parts:
-                view = memoryview(part)
-                for start in range(0, len(view), _PIECE):
-                    piece = view[start : start + _PIECE]
+                for start in range(0, len(part), _PIECE):
+                    piece = part[start : start + _PIECE]  # bytes, for Ray pickles them on their way to its proxy
                     left -= len(piece)
                     await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
         finally:
