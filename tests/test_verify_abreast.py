@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from bnfold import runtime
 from bnfold.io import load, save
-from bnfold.verify import abreast, formulas, sessions, verify
+from bnfold.verify import abreast, formulas, sessions, sides, verify
 from bnfold.verify.bisection import bisect
 from bnfold.verify.recompute import recompute
-from bnfold.verify.reference import Evaluator
+from bnfold.verify.reference import Evaluator, Noise
 from bnfold.verify.windows import Windows
 from tests import nets
 
@@ -40,13 +41,13 @@ def two_blas_threads() -> Any:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[set[int], str]]:
     """For each evaluation in float64, how many threads BLAS had, and in which thread it ran."""
     found: list[tuple[set[int], str]] = []
-    honest = Evaluator.run
+    honest = Evaluator.runs
 
-    def run(self: Evaluator, *given: Any) -> Any:
+    def runs(self: Evaluator, *given: Any) -> Any:
         found.append((blas_threads(), threading.current_thread().name))
         return honest(self, *given)
 
-    monkeypatch.setattr(Evaluator, "run", run)
+    monkeypatch.setattr(Evaluator, "runs", runs)
     return found
 
 
@@ -92,6 +93,22 @@ def test_a_large_model_is_evaluated_sample_by_sample_by_all_cores(monkeypatch: p
     assert all(threads == {2} for threads, _ in seen)
 
 
+def test_weights_of_a_large_model_are_perturbed_once_for_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are too large to be kept, so that each use draws them anew; the verdict is the same to the last bit."""
+    drawn: list[str] = []
+    honest = Noise.__call__
+    monkeypatch.setattr(Noise, "__call__", lambda self, *given: (drawn.append(given[0].name), honest(self, *given))[1])
+    monkeypatch.setattr(sides, "Evaluator", partial(Evaluator, cache_bytes=0))
+    original, results, counts = nets.plain(0), [], []
+    for large in (1 << 28, 100):
+        monkeypatch.setattr(abreast, "LARGE_BYTES", large)
+        drawn.clear()
+        results.append(verify(original, nets.fold(original)).to_dict())
+        counts.append(len(drawn))
+    assert results[0] == results[1]
+    assert counts[0] == 16 * counts[1] == 16 * 3 * len({*drawn})
+
+
 def test_of_a_large_model_one_session_is_open_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "OPEN_BYTES", 0)
     opened: list[Any] = []
@@ -129,6 +146,10 @@ def test_samples_together_hold_what_they_may(monkeypatch: pytest.MonkeyPatch) ->
     third = abreast.LIVE_BYTES // 3
     assert [abreast.room(peak, 0) for peak in (0, 1, third, 10 * third)] == [1, 8, 3, 1]
     assert abreast.room(1, abreast.LARGE_BYTES + 1) == 1
+    third = abreast.TOGETHER_BYTES // 3
+    assert [abreast.together(peak, abreast.LARGE_BYTES + 1) for peak in (0, third, 10 * third)] == [1, 3, 1]
+    assert abreast.together(1, 0) == 1
+    assert abreast.parts(range(5), 2) == [range(2), range(2, 4), range(4, 5)]
 
 
 def test_an_evaluation_says_what_it_held() -> None:

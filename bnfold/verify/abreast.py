@@ -2,7 +2,7 @@
 
 A BLAS that spreads every product over all cores waits for the slowest of them in a busy loop: on a machine that does
 other work too, that costs several times the products' own CPU time. Here a product stays on its sample's core, unless
-the model is so large that samples have to be evaluated one by one. How many run at once changes no result.
+the model is so large that a core has to take them all, node by node. How many run at once changes no result.
 """
 
 from __future__ import annotations
@@ -19,13 +19,28 @@ R = TypeVar("R")
 
 # What the live tensors of all samples that are evaluated at once may take together.
 LIVE_BYTES = 1 << 30
-# Weights above this size are held once: samples go one by one.
+# Weights above this size are held once: samples go one after the other through each node.
 LARGE_BYTES = 1 << 28
+# What their live tensors may take beside such weights.
+TOGETHER_BYTES = 1 << 28
 
 
 def room(peak: int, size: int) -> int:
     """How many samples of a model of `size` bytes fit side by side if each holds `peak` bytes; one while that is 0."""
     return max(1, min(_cores(), LIVE_BYTES // peak)) if peak and size <= LARGE_BYTES else 1
+
+
+def together(peak: int, size: int) -> int:
+    """How many samples of a model of `size` bytes may go through its nodes together if each holds `peak` bytes.
+
+    Of large weights what is not kept has to be widened and perturbed anew each time; it is once for all of these.
+    """
+    return max(1, TOGETHER_BYTES // peak) if peak and size > LARGE_BYTES else 1
+
+
+def parts(items: Sequence[T], length: int) -> list[Sequence[T]]:
+    """Cut items into parts of a length; the last may be shorter."""
+    return [items[start : start + length] for start in range(0, len(items), length)]
 
 
 def each(function: Callable[[T], R], items: Sequence[T], workers: int) -> list[R]:

@@ -28,7 +28,7 @@ from bnfold.verify.precision import not_a_number
 from bnfold.verify.sessions import Sessions
 from bnfold.verify.sides import Exact, OnnxReference, Outputs, Reference, Run
 from bnfold.verify.tally import CellTally, Constancy, Coverage
-from bnfold.verify.trial import Expected, Trial, altered, jittered
+from bnfold.verify.trial import Expected, Trial, altered, jittered, perturb
 from bnfold.verify.verdict import Finding, Status, Verdict, inconclusive
 
 Progress = Callable[[str], None]
@@ -221,28 +221,30 @@ class Gate:
         """Yield samples with y and with what perturbed weights change, in blocks of bounded size."""
         block: list[Expected] = []
 
-        def evaluated(index: int) -> Expected:
-            sample = drawn[index]
-            return Expected(sample, known.get(index) or exact.run(sample.feeds, self.coverage))
+        def evaluated(indices: Sequence[int]) -> list[Expected]:
+            new = [index for index in indices if index not in known]
+            found = dict(zip(new, exact.runs([drawn[index].feeds for index in new], self.coverage), strict=True))
+            return [Expected(drawn[index], known.get(index) or found[index]) for index in indices]
 
         done = 0
         while done < len(drawn):
-            workers = abreast.room(exact.peak, self.size)
-            following = range(done, min(done + workers, len(drawn)))
+            workers, together = (count(exact.peak, self.size) for count in (abreast.room, abreast.together))
+            following = range(done, min(done + workers * together, len(drawn)))
             with self.timed("float64", f"evaluating in float64, {following.stop} of {len(drawn)}"):
-                block += abreast.each(evaluated, following, workers)
+                for some in abreast.each(evaluated, abreast.parts(following, together), workers):
+                    block += some
             done = following.stop
             if sum(e.nbytes for e in block) > BLOCK_BYTES or done == len(drawn):
-                self.perturb(side, block, workers)
+                self.perturb(side, abreast.parts(block, together), workers)
                 yield block
                 block = []
 
-    def perturb(self, side: Reference, block: Sequence[Expected], workers: int) -> None:
-        """Evaluate a block with perturbed weights, one set of them at a time."""
+    def perturb(self, side: Reference, parts: Sequence[Sequence[Expected]], workers: int) -> None:
+        """Evaluate the parts of a block with perturbed weights, one set of them at a time."""
         for run in range(self.options.noise_runs):
             with self.timed("noise", f"perturbing the weights, {run + 1} of {self.options.noise_runs}"):
                 noisy = side.perturbed(self.options.seed * 1000 + run)
-                abreast.each(partial(Expected.perturb, noisy=noisy), block, workers)
+                abreast.each(partial(perturb, noisy=noisy), parts, workers)
 
     def probe(self, exact: Exact, sample: Sample, constancy: Mapping[str, Constancy]) -> None:
         """Where no two samples have one shape, evaluate another input: does the output depend on it at all?"""

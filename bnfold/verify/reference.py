@@ -96,43 +96,61 @@ class Evaluator:
 
     def run(self, feeds: Mapping[str, Array], observe: Observer | None = None) -> dict[str, Array]:
         """Evaluate the graph for one set of inputs."""
+        return self.runs([feeds], observe)[0]
+
+    def runs(self, feeds: Sequence[Mapping[str, Array]], observe: Observer | None = None) -> list[dict[str, Array]]:
+        """Evaluate the graph for several sets of inputs node by node, so that each weight is opened once for all."""
         graph = self.model.graph
-        env: dict[ir.Value, Any] = {}
-        for value in graph.inputs:
-            if value.name in feeds:
-                env[value] = real(np.asarray(feeds[str(value.name)]))
+        envs: list[dict[ir.Value, Any]] = [
+            {v: real(np.asarray(each[str(v.name)])) for v in graph.inputs if v.name in each} for each in feeds
+        ]
         with np.errstate(all="ignore"):
-            results = self.run_graph(graph, env, observe)
-        return {str(v.name): r for v, r in zip(graph.outputs, results, strict=True)}
+            results = self._run(graph, envs, observe) if envs else []
+        return [{str(v.name): r for v, r in zip(graph.outputs, each, strict=True)} for each in results]
 
     def run_graph(self, graph: ir.Graph, env: dict[ir.Value, Any], observe: Observer | None = None) -> list[Any]:
         """Evaluate a graph or a control-flow body in `env`, which already holds its inputs and outer values."""
+        return self._run(graph, [env], observe)[0]
+
+    def _run(self, graph: ir.Graph, envs: Sequence[dict[ir.Value, Any]], observe: Observer | None) -> list[list[Any]]:
         plan = self._plans.get(graph)
         if plan is None:
             with _reading:
                 plan = self._plans[graph] = self._plan(graph)
         for step in plan:
-            node = step.node
-            inputs = [None if v is None else self._value(v, env, i in step.weights) for i, v in enumerate(node.inputs)]
-            try:
-                if step.kernel is None:
-                    results = control.CONTROL[node.op_type](self, node, inputs, env, observe)
-                else:
-                    results = step.kernel(step.call, inputs)
-            except Unsupported:
-                raise
-            except (ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
-                reason = " ".join(str(error).split())[:160]
-                raise Unsupported(f"{node.op_type} (node {node.name!r}): {reason}") from error
-            for output, result in zip(node.outputs, results, strict=False):
-                env[output] = result
-            self.peak = max(self.peak, sum(array.nbytes for array in env.values() if isinstance(array, np.ndarray)))
-            if observe is not None:
-                observe(node, inputs, results)
-            del inputs, results
-            for value in step.frees:
-                env.pop(value, None)
-        return [self._value(v, env, False) for v in graph.outputs]
+            stored = ((i, v) for i, v in enumerate(step.node.inputs) if v is not None and v.const_value is not None)
+            held = {i: self._value(v, {}, i in step.weights) for i, v in stored if v not in envs[0]}
+            for env in envs:
+                self._step(step, held, env, observe)
+            del held
+        return [[self._value(v, env, False) for v in graph.outputs] for env in envs]
+
+    def _step(
+        self, step: Step, held: Mapping[int, Any], env: dict[ir.Value, Any], observe: Observer | None
+    ) -> None:
+        """Evaluate one node in `env`; `held` are its inputs that are weights, by their places."""
+        node = step.node
+        inputs = [
+            held[i] if i in held else None if v is None else self._value(v, env, i in step.weights)
+            for i, v in enumerate(node.inputs)
+        ]
+        try:
+            if step.kernel is None:
+                results = control.CONTROL[node.op_type](self, node, inputs, env, observe)
+            else:
+                results = step.kernel(step.call, inputs)
+        except Unsupported:
+            raise
+        except (ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise Unsupported(f"{node.op_type} (node {node.name!r}): {reason}") from error
+        for output, result in zip(node.outputs, results, strict=False):
+            env[output] = result
+        self.peak = max(self.peak, sum(array.nbytes for array in env.values() if isinstance(array, np.ndarray)))
+        if observe is not None:
+            observe(node, inputs, results)
+        for value in step.frees:
+            env.pop(value, None)
 
     def _value(self, value: ir.Value, env: Mapping[ir.Value, Any], weight: bool) -> Any:
         noisy = weight and self.noise is not None and value in self.fixed

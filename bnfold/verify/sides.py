@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +28,10 @@ class Exact(Protocol):
     def peak(self) -> int: ...
 
     def run(self, feeds: Mapping[str, Array], observe: Observer | None = None) -> Mapping[str, Array]: ...
+
+    def runs(
+        self, feeds: Sequence[Mapping[str, Array]], observe: Observer | None = None
+    ) -> Sequence[Mapping[str, Array]]: ...
 
 
 class Reference(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,13 @@ class _Module:
 
     def run(self, fed: Mapping[str, Array], observe: Observer | None = None) -> dict[str, Array]:
         """Run the module once; `observe` sees nothing of its inside."""
+        return self.runs([fed])[0]
+
+    def runs(self, feeds: Sequence[Mapping[str, Array]], observe: Observer | None = None) -> list[dict[str, Array]]:
+        """Run the module on one set of inputs after the other."""
+        return [self._run(fed) for fed in feeds]
+
+    def _run(self, fed: Mapping[str, Array]) -> dict[str, Array]:
         import torch
 
         tensors = [torch.from_numpy(np.ascontiguousarray(fed[name])) for name in self.side.inputs]

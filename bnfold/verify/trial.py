@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +31,10 @@ class Expected:
 
     def perturb(self, noisy: Exact) -> None:
         """Add one evaluation with perturbed weights."""
-        z = noisy.run(self.sample.feeds)
+        self.moved(noisy.run(self.sample.feeds))
+
+    def moved(self, z: Outputs) -> None:
+        """Add what perturbed weights give."""
         for name, y in self.y.items():
             if is_float(y) and z[name].shape == y.shape:
                 with np.errstate(invalid="ignore", over="ignore"):
@@ -81,6 +85,12 @@ class Trial(Expected):
             changes = self.changes.get(name, np.zeros(y.shape))
             noise = Noises(changes.ravel(), self.runs, self.errors[name].ravel(), self.tries)
         return measure(y, self.o[name], c, noise, [z[name] for z in self.others if name in z])
+
+
+def perturb(samples: Sequence[Expected], noisy: Exact) -> None:
+    """Add one evaluation with perturbed weights to each of some samples."""
+    for expected, z in zip(samples, noisy.runs([expected.sample.feeds for expected in samples]), strict=True):
+        expected.moved(z)
 
 
 def jittered(x: Array, unit: float, rng: np.random.Generator) -> Array:
