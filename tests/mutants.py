@@ -26,6 +26,12 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("rules/einsum.py", "_hoist: isinstance(equation, Refusal) → False"): "refused by the law for constants before",
     ("rules/einsum.py", "_sink: isinstance(equation, Refusal) → False"): "refused by the law for constants before",
     ("rules/sources.py", "_fits: dim == 1 → False"): "what enlarges the value is asked about once more, to no avail",
+    ("folding/plan.py", "_sink: settle → True"): "what is computed at once goes on by itself",
+    ("folding/plan.py", "_hoist: producer in starts → False"): "a chain gains no more as a pair than one by one",
+    ("folding/plan.py", "_sink: consumer in starts → False"): "a chain gains no more as a pair than one by one",
+    ("folding/fold.py", "_Folding.run: any(refusal.reason is Reason.UNKNOWN_SHAPE for refusal in self.refused.values())"
+     " → True"): "what fails for another reason fails again",
+    ("graph/soundness.py", "check_functions: not functions → False"): "without functions nothing is counted",
     ("graph/access.py", "_evaluated: _CONSTANT in value.meta → False"): "the same is computed again",
     ("derived.py", "Derived.exact: self._kept is not None → False"): "the same is computed again",
     ("derived.py", "Derived.slices: block >= rows → False"): "one block holds all rows then",

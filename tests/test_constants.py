@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from bnfold.graph import annotate, tensor
+from bnfold.graph import Op, annotate, dtype, is_floating, label, shape, tensor
+from bnfold.graph.access import noted
 from bnfold.graph.constants import attr
 from bnfold.rewrite import rewrite
 from tests.graphs import at_runtime, build, feeds
@@ -90,3 +91,31 @@ def test_constants_that_would_grow_are_left_alone(call: str) -> None:
     model = ir.from_proto(build(f"(T[N] x) => (T y, T[N] v) {{ y = {call}  v = Relu(x) }}", constants=used))
     annotate(model)
     assert tensor(model.graph.outputs[0]) is None
+
+
+def test_what_is_not_there_has_nothing() -> None:
+    op = Op(ir.node("Clip", [ir.Value(name="x"), None]))
+    op.node.outputs[0].name = None
+    asked = (op.input, op.maker, op.const, op.tensor, op.shape, op.rank, lambda slot: op.ints(slot, "axes"))
+    assert [ask(slot) for slot in (1, 2) for ask in asked] == [None] * 2 * len(asked)
+    assert (op.maker(0), op.shape(0), op.used(0), op.used(1), label(op.node)) == (None, None, False, False, "Clip")
+    assert not is_floating(None) and dtype(None) is None
+
+
+@pytest.mark.parametrize(
+    ("stored", "inferred", "known"),
+    [
+        (None, None, None),
+        (None, (2, "n"), (2, "n")),
+        ([2, "n"], None, (2, "n")),
+        (["n", -1, None, "c"], (5, 6, "h", "w"), (5, 6, "h", "c")),
+        (["n", 4], (5, 4, 6), ("n", 4)),
+    ],
+)
+def test_a_size_that_is_known_goes_before_a_name_and_a_stored_name_before_an_inferred_one(
+    stored: list[int | str | None] | None, inferred: tuple[int | str | None, ...] | None, known: object
+) -> None:
+    value = ir.Value(name="x", shape=None if stored is None else ir.Shape(stored))
+    if inferred is not None:
+        noted(value, inferred)
+    assert shape(value) == known

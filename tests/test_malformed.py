@@ -47,6 +47,7 @@ def _negative(model: onnx.ModelProto) -> None:
 
 
 def _parameter(model: onnx.ModelProto) -> None:
+    model.graph.node[0].name = "first"
     model.graph.node[0].attribute.add(name="group", ref_attr_name="g", type=onnx.AttributeProto.INT)
 
 
@@ -64,7 +65,57 @@ def _no_name(model: onnx.ModelProto) -> None:
     model.opset_import.add(domain="local", version=1)
 
 
+def _no_graph_name(model: onnx.ModelProto) -> None:
+    model.graph.name = "a name of seventeen"
+    model.ParseFromString(model.SerializeToString().replace(b"of seventeen", b"of \xc0\xbfventeen"))
+
+
+def _elsewhere(model: onnx.ModelProto, folder: Path, **entries: str) -> None:
+    tensor = model.graph.initializer[0]
+    (folder / "w.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": "w.bin", **entries}.items():
+        tensor.external_data.add(key=key, value=value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "saying"),
+    [
+        ({"offset": "8"}, "has 432 of 440 bytes"),
+        ({"length": "500"}, "has 432 of 500 bytes"),
+        ({"location": "{folder}/w.bin"}, "outside the model's folder"),
+        ({"location": ""}, "has no file"),
+        ({"location": "w\0bin"}, "has no file"),
+        ({"location": "."}, "no regular file"),
+        ({"location": "v.bin"}, "put 'v.bin' beside the model"),
+    ],
+    ids=str,
+)
+def test_external_data_is_all_there_and_beside_the_model(entries: dict[str, str], saying: str, tmp_path: Path) -> None:
+    model = build(CONV)
+    _elsewhere(model, tmp_path, **{key: value.format(folder=tmp_path) for key, value in entries.items()})
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=saying):
+        io.load(tmp_path / "m.onnx")
+
+
+def test_what_is_unusual_is_read(tmp_path: Path) -> None:
+    """Strings as a constant, an attribute of another domain that is no text, one that is a function's parameter."""
+    text = """(T[N,3,8,8] x) => (T[N,3,8,8] y, string[2] s) {
+        a = local.Own <slope = 0.5> (x)  y = shop.Op(a)  s = Identity(words) }
+        <domain: "local", opset_import: ["" : 17]> Own <slope> (x) => (y)
+        { y = LeakyRelu <alpha: float = @slope> (x) }"""
+    words = {"words": np.array(["a", "b"], object)}
+    model = build(text, domains=', "local" : 1, "shop" : 1', constants=words, checked=False)
+    model.graph.node[1].attribute.add(name="blob", s=b"\xff", type=onnx.AttributeProto.STRING)
+    onnx.save(model, tmp_path / "m.onnx")
+    loaded = io.load(tmp_path / "m.onnx")
+    assert [node.op_type for node in loaded.graph] == ["Own", "Op", "Identity"]
+
+
 def _device(model: onnx.ModelProto) -> None:
+    model.graph.node[0].name = "first"
     model.graph.node[0].device_configurations.add()
 
 
@@ -74,10 +125,11 @@ def _device(model: onnx.ModelProto) -> None:
         (_cut_short, "bytes of 432"),
         (_too_few, "cannot reshape"),
         (_negative, "dimensions [-1"),
-        (_parameter, "parameter of a function"),
-        (_no_text, "not valid UTF-8"),
+        (_parameter, "attribute 'group' of Conv first is a parameter of a function"),
+        (_no_text, "attribute 'equation' of Einsum is not valid UTF-8"),
+        (_no_graph_name, "not valid UTF-8"),
         (_no_name, "not valid UTF-8"),
-        (_device, "configuration"),
+        (_device, "Conv first is placed on devices by a configuration"),
     ],
 )
 def test_it_is_refused_when_it_is_read(damage: Callable[[onnx.ModelProto], None], saying: str, tmp_path: Path) -> None:

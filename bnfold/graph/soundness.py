@@ -89,7 +89,7 @@ def check_external(tensor: ir.ExternalTensor, name: str, path: Path | None) -> N
     if status.st_size < needed:
         found = f"{location!r} has {status.st_size} of {needed} bytes"
         raise ModelError(f"{what} is cut short: {found}; copy it again")
-    if status.st_nlink > 1 and tensor.nbytes:
+    if status.st_nlink > 1:
         # onnx_ir refuses to map such a file, since the link may lead out of the folder.
         raise ModelError(f"{what} is in {location!r}, which has several hard links; make a plain copy of it")
 
@@ -116,7 +116,7 @@ def _check_node(node: ir.Node, *, formal: bool) -> None:
         what = f"attribute {attr.name!r} of {node.op_type} {node.name or ''}".rstrip()
         if attr.is_ref() and not formal:
             raise ValueError(f"{what} is a parameter of a function, but outside of one")
-        if attr.type == ir.AttributeType.STRING and isinstance(attr.value, bytes) and not node.domain:
+        if isinstance(attr.value, bytes) and not node.domain:
             raise ValueError(f"{what} is not valid UTF-8")
     if any(device.configuration is None for device in node.device_configurations):
         raise ValueError(f"{node.op_type} {node.name or ''} is placed on devices by a configuration without a name")
