@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bnfold.errors import InputError, ModelError, UsageError
-from bnfold.serve import log, memory, tensors, wire
+from bnfold.serve import log, memory, rpc, tensors, wire
 from bnfold.serve.errors import Refused
 from bnfold.serve.machine import cores
 from bnfold.serve.messages import MESSAGES
@@ -191,6 +191,17 @@ def test_what_is_compressed_comes_back_or_is_too_large(data: bytes, encoding: st
 )  # fmt: skip
 def test_which_encoding(header: str | None, expected: str) -> None:
     assert accepted(header) == expected
+
+
+@pytest.mark.parametrize("way", ["json", "grpc"])
+def test_no_more_inputs_than_can_be_read_in_time(way: str) -> None:
+    """They are counted before the first is looked at."""
+    message = MESSAGES["ModelInferRequest"]()
+    for _ in range(wire.MAX_INPUTS + 1):
+        message.inputs.add()
+    text = json.dumps({"inputs": [{}] * (wire.MAX_INPUTS + 1)}).encode()
+    with pytest.raises(Refused, match="1025 inputs are more than the 1024"):
+        rpc.request(message, None) if way == "grpc" else wire.parse("m", "", text, None)
 
 
 def test_a_budget_is_over_all_requests() -> None:
