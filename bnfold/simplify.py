@@ -18,7 +18,7 @@ from onnx_ir.passes import common
 
 from bnfold.errors import BnfoldError, ModelError
 from bnfold.files import scratch_folder
-from bnfold.graph import node_count, nodes_within, total_bytes
+from bnfold.graph import is_op, node_count, nodes_within, total_bytes
 from bnfold.io import detached, load, save
 
 Mode = Literal["auto", "always", "never"]
@@ -81,7 +81,15 @@ def constant_nodes(model: ir.Model) -> int:
 def _needless(model: ir.Model) -> str | None:
     if node_count(model) < SMALL_NODES:
         return "the graph is small"
-    return None if constant_nodes(model) else "the graph has no constant subgraph"
+    if constant_nodes(model) or any(map(_knows_a_size, model.graph)):
+        return None
+    return "the graph has no constant subgraph"
+
+
+def _knows_a_size(node: ir.Node) -> bool:
+    """Whether a node asks for a shape that may be fixed in part, such as all but the batch."""
+    shape = node.inputs[0].shape if is_op(node, "Shape") and node.inputs[0] is not None else ()
+    return shape is None or any(isinstance(size, int) for size in shape)
 
 
 def _in_child(model: ir.Model, timeout: float) -> tuple[ir.Model | None, str]:

@@ -150,6 +150,25 @@ def test_simplify_is_skipped_where_it_has_nothing_to_do(model: ir.Model, constan
         assert same is each and report.status == "skipped" and report.reason == "the graph is small"
 
 
+@pytest.mark.parametrize(("sizes", "status"), [("N, 4, 6", "done"), ("N, C, W", "skipped")])
+def test_simplify_looks_for_sizes_that_are_known(sizes: str, status: str) -> None:
+    moves = "".join(f"r{i} = Relu(r{i - 1})  " for i in range(1, simplify.SMALL_NODES))
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[{sizes}] x) => (float[M, K] y)
+        <int64[1] rest = {{-1}}, int64[1] one = {{1}}, int64[1] two = {{2}}> {{
+            s = Shape (x)
+            c = Slice (s, one, two)
+            t = Concat <axis = 0> (rest, c)
+            r0 = Reshape (x, t)
+            {moves}
+            y = Identity (r{simplify.SMALL_NODES - 1})
+        }}""")
+    simpler, report = simplify.simplify(ir.from_proto(model))
+    assert report.status == status, report.reason
+    assert ("Shape" in operators(simpler)) == (status == "skipped")
+
+
 def test_simplify_folds_constants_in_a_child(constants: ir.Model) -> None:
     constants.metadata_props["owner"] = "tests"
     simpler, report = simplify.simplify(constants, "always")
