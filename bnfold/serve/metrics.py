@@ -77,6 +77,7 @@ def _own(core: Core, rows: list[tuple[tuple[str, str], Stats]]) -> Iterator[Metr
     yield info
     yield GaugeMetricFamily("bnfold_ready", "Whether the server says that it is ready", not core.not_ready())
     yield GaugeMetricFamily("bnfold_pending_requests", "Requests taken and not yet answered", core.pending)
+    yield GaugeMetricFamily("bnfold_held_bytes", "Requests and answers, of what --max-pending allows", core.budget.held)
     yield CounterMetricFamily("bnfold_worker_restarts", "How often a worker died and another took over", core.restarts)
     yield CounterMetricFamily("bnfold_observer_errors", "Failures of observers", core.observer_errors)
     latency = HistogramMetricFamily("bnfold_request_seconds", "Time from arrival to answer", labels=_LABELS)

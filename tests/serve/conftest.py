@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +100,12 @@ class Server:
     def rss(self) -> float:
         """Resident memory of the worker in MiB."""
         return int(Path(f"/proc/{self.worker}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def held(self) -> int:
+        """Bytes of requests and answers that count against the budget."""
+        found = re.search(rb"^bnfold_held_bytes (\S+)$", self.call("GET", "/metrics")[2], re.M)
+        assert found is not None
+        return int(float(found[1]))
 
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.worker}/fd"))
@@ -194,7 +201,7 @@ def server(shared: Server) -> Iterator[Server]:
 
 
 def assert_sound(server: Server, worker: int) -> None:
-    """Live and ready, the same process, and a good request is still exact over HTTP and gRPC."""
+    """Live and ready, the same process, a good request is still exact over HTTP and gRPC, and no memory is reserved."""
     assert server.get("/v2/health/live")[0] == 200
     assert server.get("/v2/health/ready")[0] == 200
     assert server.worker == worker, "the worker was restarted"
@@ -205,3 +212,7 @@ def assert_sound(server: Server, worker: int) -> None:
     with triton.InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
         tensor = triton.InferInput("x", x.shape, "FP32").set_data_from_numpy(x)
         np.testing.assert_array_equal(client.infer("double", [tensor]).as_numpy("y"), 2 * x)
+    deadline = time.monotonic() + 10
+    while (held := server.held()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert held == 0
