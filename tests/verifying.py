@@ -12,6 +12,7 @@ from onnx import numpy_helper, parser
 from bnfold.arrays import Array
 from bnfold.folding.fold import fold
 from bnfold.io import load
+from bnfold.verify.windows import Windows
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 
@@ -35,3 +36,13 @@ def own(source: onnx.ModelProto) -> ir.Model:
 
 def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def cut(original: onnx.ModelProto, candidate: onnx.ModelProto | ir.Model, trusted: bool = False) -> Windows:
+    """The windows of two models."""
+    return Windows(load(original), load(candidate), trusted=trusted)
+
+
+def tensor(made: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    """The initializer of a name."""
+    return next(t for t in made.graph.initializer if t.name == name)
