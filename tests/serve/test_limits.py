@@ -167,10 +167,10 @@ def test_half_open_sockets_are_closed(server: Server) -> None:
         place.sendall(greeting)
         sockets.append(place)
     start = time.monotonic()
+    busy = latencies(server, 200)
     unread = [socket.create_connection(("127.0.0.1", server.http)) for _ in range(4)]
     for place in unread:  # their answers fit into no system's buffers
         place.sendall(LARGE)
-    busy = latencies(server, 200)
     for place in sockets:
         place.settimeout(max(0.1, 10 - (time.monotonic() - start)))
         with contextlib.suppress(ConnectionResetError):
