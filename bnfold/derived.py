@@ -153,7 +153,7 @@ class Derived(ir.LazyTensor):
                 return "the result is not finite"
             return f"the result reaches {peak.max():.3g}, beyond {name}'s largest {float(limits.max):.3g}"
         low = peak < normal
-        if low.any() and not any(step.shifts for step in self.steps):
+        if not any(step.shifts for step in self.steps):
             lost = low & (peak > 0.0)
             if self.steps and lost.any():
                 unscaled = Affine(np.broadcast_to(1.0, self._dims), np.zeros(()))
@@ -168,8 +168,6 @@ class Derived(ir.LazyTensor):
         channels = frozenset[int]().union(*(varying(step.scale, rank) for step in self.steps))
         uniform = tuple(axis for axis in range(rank) if axis not in channels)
         peaks = [np.abs(part).max(axis=uniform, initial=0.0, keepdims=True) for part in of.slices()]
-        if len(peaks) == 1:
-            return np.asarray(peaks[0])
         peak: Float64 = np.concatenate(peaks) if 0 in channels else np.maximum.reduce(peaks)
         return peak
 
@@ -182,4 +180,4 @@ def _through(values: Float64, steps: tuple[Affine, ...] | list[Affine]) -> Float
 
 
 def _rows(array: Array, part: slice) -> Array:
-    return array if array.ndim == 0 or array.shape[0] == 1 else array[part]
+    return array if array.shape[0] == 1 else array[part]

@@ -29,11 +29,17 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("folding/plan.py", "_sink: settle → True"): "what is computed at once goes on by itself",
     ("folding/plan.py", "_hoist: producer in starts → False"): "a chain gains no more as a pair than one by one",
     ("folding/plan.py", "_sink: consumer in starts → False"): "a chain gains no more as a pair than one by one",
-    ("folding/fold.py", "_Folding.run: any(refusal.reason is Reason.UNKNOWN_SHAPE for refusal in self.refused.values())"
-     " → True"): "what fails for another reason fails again",
+    ("folding/fold.py", "_Folding.run: Reason.UNKNOWN_SHAPE in {kept.reason for kept in self.refused.values()} → True"):
+        "what fails for another reason fails again",
     ("graph/soundness.py", "check_functions: not functions → False"): "without functions nothing is counted",
+    ("graph/access.py", "note: not sizes → False"): "the same sizes are written again",
     ("graph/access.py", "_evaluated: _CONSTANT in value.meta → False"): "the same is computed again",
+    ("graph/access.py", "_evaluated: x.nbytes <= CONSTANT_BYTES → True"): "what is computed of it is too large as well",
     ("derived.py", "Derived.exact: self._kept is not None → False"): "the same is computed again",
+    ("derived.py",
+     "Derived.range_fault: peak.size and normal <= peak.min() and peak.max() <= float(limits.max) → False"):
+        "what follows finds no fault either",
+    ("derived.py", "Derived.range_fault: lost.any() → True"): "where nothing is lost nothing more is",
     ("derived.py", "Derived.slices: block >= rows → False"): "one block holds all rows then",
 }
 

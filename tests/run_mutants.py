@@ -28,7 +28,7 @@ from tests.mutants import GUARDED, PACKAGE, Mutant, mutants
 
 WATCH = (
     "peer_bugs", "contract", "legacy", "derived", "affine", "io", "malformed", "padding", "fold", "fused", "laws",
-    "unknown", "random_graphs",
+    "unknown", "random_graphs", "constants", "shapes", "frozen", "hostile", "merge",
 )  # fmt: skip
 SETTINGS = {"BNFOLD_RANDOM_GRAPHS": "100", "BNFOLD_LAW_EXAMPLES": "60"}
 SECONDS = 1200

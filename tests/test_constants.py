@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from bnfold.graph import Op, annotate, dtype, is_floating, label, shape, tensor
-from bnfold.graph.access import noted
+from bnfold.graph import Op, access, annotate, dtype, is_floating, label, shape, tensor
+from bnfold.graph.access import lists_initializers, noted, overridable
 from bnfold.graph.constants import attr
 from bnfold.rewrite import rewrite
 from tests.graphs import at_runtime, build, feeds
@@ -60,12 +60,17 @@ _CODES = np.array([-3, 0, 7, 120], np.int8)
         ("DequantizeLinear <axis = 0> (q, s)", {"q": _CODES, "s": _VECTOR}),
         ("QuantizeLinear <axis = 1> (k, s, z)", {"k": 40.25 * _MATRIX, "s": _VECTOR[:3], "z": np.zeros(3, np.int8)}),
         ("QuantizeLinear(k, s)", {"k": 40.25 * _MATRIX, "s": 2.5}),
+        ("Constant <value_float = 0.3> ()", {}),
+        ("Constant <value_floats = [0.3, 2.0]> ()", {}),
+        ("Constant <value_int = 3> ()", {}),
+        ("Constant <value_ints = [3, -1]> ()", {}),
     ],
 )
 def test_constant_arithmetic_is_that_of_the_runtime(call: str, constants: dict[str, np.ndarray]) -> None:
     """Values, shapes and types as ONNX Runtime computes them; the other parts of a Split as well."""
     outputs = ["y", "u"] if call.startswith("Split") else ["y"]
-    kind = "uint8" if call.startswith("QuantizeLinear(") else "int8" if call.startswith("Quant") else "T"
+    kinds = {"QuantizeLinear(": "uint8", "QuantizeLinear ": "int8", "Constant <value_int": "int64"}
+    kind = next((kind for start, kind in kinds.items() if call.startswith(start)), "T")
     declared = f"{kind} y, T u" if "u" in outputs else f"{kind} y"
     text = f"(T[N] x) => ({declared}, T[N] v) {{ {', '.join(outputs)} = {call}  v = Relu(x) }}"
     proto = build(text, constants=constants, opset=18)
@@ -81,7 +86,15 @@ def test_constant_arithmetic_is_that_of_the_runtime(call: str, constants: dict[s
 
 
 @pytest.mark.parametrize(
-    "call", ["Tile(k, {100000,100000})", "Gather(k, i)", "MatMul(l, k)", "Mul(l, k)", "DequantizeLinear(q, s)"]
+    "call",
+    [
+        "CastLike(x, k)",
+        "Tile(k, {100000,100000})",
+        "Gather(k, i)",
+        "MatMul(l, k)",
+        "Mul(l, k)",
+        "DequantizeLinear(q, s)",
+    ],
 )
 def test_constants_that_would_grow_are_left_alone(call: str) -> None:
     """No more than 64 MB are computed, and a matrix of codes stays quantized."""
@@ -100,6 +113,30 @@ def test_what_is_not_there_has_nothing() -> None:
     assert [ask(slot) for slot in (1, 2) for ask in asked] == [None] * 2 * len(asked)
     assert (op.maker(0), op.shape(0), op.used(0), op.used(1), label(op.node)) == (None, None, False, False, "Clip")
     assert not is_floating(None) and dtype(None) is None
+    assert not overridable(None) and not lists_initializers(None) and op.opset == 1
+
+
+def test_what_is_read_or_given_is_used() -> None:
+    pool = ir.node("MaxPool", [ir.Value(name="x")], num_outputs=3)
+    ir.node("Relu", [pool.outputs[0]])
+    ir.Graph([], [pool.outputs[1]], nodes=[pool])
+    assert [Op(pool).used(index) for index in range(4)] == [True, True, False, False]
+
+
+def test_what_is_not_known_is_no_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parameter of a function, the shape of what has none, and what is too large."""
+    held = ir.Value(name="k", const_value=ir.tensor(np.ones(3, np.float32)))
+    ir.Graph([], [], nodes=[], initializers=[held])
+    parameter = ir.RefAttr("value", "v", ir.AttributeType.TENSOR)
+    unknown = ir.Value(name="x", type=ir.TensorType(ir.DataType.DOUBLE))
+    nodes = [
+        ir.Node("", "Constant", [], attributes=[parameter]), ir.node("Shape", [unknown]),
+        ir.node("CastLike", [held, unknown]), ir.node("Neg", [held]),
+    ]  # fmt: skip
+    assert [tensor(node.outputs[0]) is None for node in nodes] == [True, True, False, False]
+    monkeypatch.setattr(access, "CONSTANT_BYTES", 11)
+    larger = ir.node("CastLike", [held, unknown]), ir.node("Neg", [held])
+    assert [tensor(node.outputs[0]) for node in larger] == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from bnfold import derived
 from bnfold.affine import Affine
-from bnfold.derived import Derived, rounded
+from bnfold.derived import Derived, rounded, values
+from bnfold.graph import derive
 
 TYPES = [ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE]
 PRECISION = {ir.DataType.FLOAT16: 11, ir.DataType.BFLOAT16: 8, ir.DataType.FLOAT: 24}
@@ -124,5 +125,39 @@ def test_the_largest_number_is_no_overflow() -> None:
 
 def test_small_biases_are_kept() -> None:
     """A bias among the subnormals is lost in absolute terms only, and so is nothing."""
-    tensor = Derived(np.zeros(2), ir.DataType.FLOAT16).then(Affine.of(1.0, [1e-7, 1.0]))
+    tensor = Derived(np.array([0.0, 0.0, 1.0]), ir.DataType.FLOAT16).then(Affine.of(1.0, [1e-7, 1.0, -1.0 + 1e-7]))
     assert tensor.range_fault() is None
+
+
+def test_what_is_new_is_no_subnormal() -> None:
+    assert "smallest normal" in (Derived(np.array([1e-7]), ir.DataType.FLOAT16).range_fault() or "")
+
+
+def test_what_was_subnormal_may_stay_so() -> None:
+    tensor = Derived(ir.tensor(np.array([1e-7, 1.0], np.float16)), ir.DataType.FLOAT16).then(Affine.of([0.5, 2.0], 0.0))
+    assert tensor.range_fault() is None
+
+
+def test_nothing_is_out_of_range_where_nothing_is() -> None:
+    assert Derived(np.zeros((0, 3)), ir.DataType.FLOAT, (Affine(np.zeros((0, 1)), np.zeros(())),)).range_fault() is None
+
+
+def test_integers_hold_no_affine() -> None:
+    fault = Derived(ir.tensor(np.ones(2, np.int8)), ir.DataType.INT8).range_fault()
+    assert fault == "int8 is no floating-point type that could hold the result"
+
+
+def test_a_weight_folded_again_is_still_what_was_stored_and_its_steps() -> None:
+    """And what reads it on the way reads it before it is rounded."""
+    stored, third = ir.tensor(np.ones((2, 3), np.float32)), Affine.of(1.0 / 3.0, 0.0)
+    value = ir.Value(name="w", const_value=Derived(stored, ir.DataType.FLOAT, (third,)))
+    ir.Graph([], [], nodes=[], initializers=[value])
+    again = derive(value, third, ((), ir.DataType.FLOAT))
+    assert again.base is stored and again.steps == (third, third)
+    assert (values(value.const_value) == 1.0 / 3.0).all()
+
+
+def test_what_was_not_stored_is_sliced_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = Derived(np.arange(6.0).reshape(3, 2), ir.DataType.FLOAT, (Affine.of(2.0, 1.0),))
+    monkeypatch.setattr(derived, "SLICE_BYTES", 32)
+    assert [part.tolist() for part in tensor.slices()] == [[[1.0, 3.0], [5.0, 7.0]], [[9.0, 11.0]]]

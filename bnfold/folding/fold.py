@@ -26,7 +26,7 @@ from bnfold.folding.numbering import Numbering
 from bnfold.folding.plan import better, plan_hoist, plan_sink
 from bnfold.folding.report import Entry, FoldReport, record
 from bnfold.folding.walk import Plan
-from bnfold.graph import BATCH_NORM, Op, annotate, bodies, is_op, label, node_count
+from bnfold.graph import BATCH_NORM, Op, annotate, bodies, is_op, label, node_count, shape
 from bnfold.graph.surgery import Names, drop_unread
 from bnfold.rules.base import Reason, Refusal
 from bnfold.rules.sources import SOURCES, Source, source
@@ -80,7 +80,7 @@ class _Folding:
     def run(self) -> None:
         self._drain()
         # The constants of what was left to compute may tell a size that nothing told before.
-        while self.remainders and any(refusal.reason is Reason.UNKNOWN_SHAPE for refusal in self.refused.values()):
+        while self.remainders and Reason.UNKNOWN_SHAPE in {kept.reason for kept in self.refused.values()}:
             self.remainders = False
             annotate(self.model)
             self.queue.update(dict.fromkeys(self.refused))
@@ -160,9 +160,8 @@ def _walk(graph: ir.Graph) -> Iterator[ir.Node]:
 
 
 def _channels(node: ir.Node) -> int | None:
-    gamma = node.inputs[1] if len(node.inputs) > 1 else None
-    dims = gamma.shape if gamma is not None else None
-    return dims[0] if dims is not None and len(dims) and isinstance(dims[0], int) else None
+    known = shape(Op(node).input(1)) or (None,)
+    return known[0] if isinstance(known[0], int) else None
 
 
 # What says least about the model comes last: a missing gain or the border of the graph is no cause in itself.

@@ -170,7 +170,7 @@ def _evaluated(value: ir.Value, node: ir.Node) -> ir.TensorProtocol | None:
     if _CONSTANT in value.meta:
         known: ir.TensorProtocol | None = value.meta[_CONSTANT]
         return known
-    held = [None if operand is None else tensor(operand) for operand in node.inputs]
+    held = [tensor(operand) for operand in node.inputs]
     result = None
     if all(x is None if operand is None else x is not None and x.nbytes <= CONSTANT_BYTES
            for x, operand in zip(held, node.inputs, strict=True)):  # fmt: skip

@@ -61,7 +61,8 @@ CASES = (
          "(T[N,4,8,8] x, T[N,4,8,8] z, bool p, bool[N,1,1,1] q) => (T[n,c,h,w] y) { a = Relu(x)  y = If (p) <"
          " then_branch = one () => (T[n,c,h,w] u) { u = Relu(a) }, else_branch = two () => (T[n,c,h,w] v) {"
          " b = BN(x, A.4)  d = BN(z, A.4)  e = Where(q, b, d)  v = Conv(e, w[2,4,1,1]) } > }",
-         "Relu If Relu Where Conv", "sink", twin={"a = Relu(x)": "a = Relu(x)  d = BN(z, A.4)", "  d = BN(z, A.4)  e": "  e"}, kept="body body"),
+         "Relu If Relu Where Conv", "sink", kept="body body",
+         twin={"a = Relu(x)": "a = Relu(x)  d = BN(z, A.4)", "  d = BN(z, A.4)  e": "  e"}),
     case("a Mul and a BN that cancel in a body",
          "(T[N,4,8,8] x, bool p) => (T[n,c,h,w] y) { a = Relu(x)  y = If (p) <"
          " then_branch = one () => (T[n,c,h,w] u) { u = Relu(a) },"
