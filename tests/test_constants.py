@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from bnfold.graph import Op, access, annotate, dtype, is_floating, label, shape, tensor
-from bnfold.graph.access import lists_initializers, noted, overridable
+from bnfold.graph.access import lists_initializers, note, noted, overridable
 from bnfold.graph.constants import attr
 from bnfold.rewrite import rewrite
 from tests.graphs import at_runtime, build, feeds
@@ -156,3 +156,15 @@ def test_a_size_that_is_known_goes_before_a_name_and_a_stored_name_before_an_inf
     if inferred is not None:
         noted(value, inferred)
     assert shape(value) == known
+
+
+def test_a_new_value_is_noted_like_another_but_for_its_sizes() -> None:
+    plain, declared = ir.Value(name="a"), ir.Value(name="b", shape=ir.Shape(["n", 4]))
+    for like in (plain, declared):
+        noted(like, ("n", 4, 6)[: 2 + (like is plain)])
+    kept, resized, blank = (ir.Value(name=name) for name in "cde")
+    note(kept, declared)
+    note(resized, declared, {1: 3})
+    note(blank, plain, {1: 3})
+    assert (kept.shape, shape(resized), resized.shape) == (declared.shape, ("n", 3), ir.Shape(["n", 3]))
+    assert (blank.shape, shape(blank)) == (None, ("n", 3, 6))
