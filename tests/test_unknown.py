@@ -79,6 +79,12 @@ def test_axes_around_one_of_unknown_size_are_traced(split: Shape) -> None:
     assert np.array_equal(regroup(np.arange(4.0).reshape(4, 1, 1), merged, split)[:, :, 0, 0, 0], [[0, 1], [2, 3]])
 
 
+def test_what_has_no_elements_passes_one_scale_for_all() -> None:
+    assert regroup(np.ones((1, 1)), (0, 4), (2, 0, 2)).shape == (1, 1, 1)
+    with pytest.raises(Untraceable):
+        regroup(np.arange(4.0).reshape(1, 4), (0, 4), (2, 0))
+
+
 def test_two_axes_of_unknown_size_are_not_the_same() -> None:
     with pytest.raises(Untraceable):
         regroup(np.arange(4.0).reshape(1, 4), (None, 4), (None, 4, None))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from bnfold.affine import ranked
@@ -77,7 +75,7 @@ def regroup(a: Float64, source: Shape, target: Shape) -> Float64:
     """Move coefficients of a value of shape `source` to its row-major reshape `target`."""
     if a.size == 1:
         return a.reshape([1] * len(target))
-    if 0 in source or 0 in target:
+    if 0 in (*source, *target):
         raise Untraceable(Reason.AXIS, "the value has no elements")
     a = ranked(a, len(source))
     full: list[int] = []
@@ -93,6 +91,4 @@ def regroup(a: Float64, source: Shape, target: Shape) -> Float64:
         else:
             full += [sized(dim) for dim in source[left]]
             result += [sized(dim) for dim in target[right]]
-    if math.prod(full) != math.prod(result):
-        raise Untraceable(Reason.UNKNOWN_SHAPE, "the reshape can't be traced along the axis of the affine")
     return np.broadcast_to(a, full).reshape(result)

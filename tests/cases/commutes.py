@@ -73,6 +73,10 @@ _ROWS = (
     _hoist("GatherElements of columns", "d = GatherElements <axis = 3> (a, i)  y = BN(d, A.4)", "GatherElements",
            {"A.4": "A.3"}, "axis", x="T[2,3,6,6]", constants={"i": np.arange(96).reshape(2, 4, 4, 3) % 4},
            twin_constants={"i": np.arange(72).reshape(2, 3, 4, 3) % 4}),
+    case("GatherElements of unknown numbers of channels, scale",
+         "(T[N,?,6,6] x, int64[N,?,6,6] i) => (T[n,c,h,w] y) { d = GatherElements <axis = -1> (x, i)"
+         "  y = BN0(d, A.2) }", "GatherElements Mul",
+         twin={"T[N,?": "T[N,2", "int64[N,?": "int64[N,2"}, left="Mul GatherElements"),
     _hoist("GridSample that reads the border again",
            'd = GridSample <padding_mode = "border"> (a, g[2,5,5,2])  y = BN(d, A.4)', "GridSample",
            {' <padding_mode = "border">': ""}, "", x="T[2,3,6,6]", exact=False, twin_after="Conv GridSample Add"),
