@@ -57,7 +57,7 @@ def _reduce(op: str) -> Maker:
             return graph(call, value("x", draw.shape(rank)), rank=rank)
         if keep and draw.size(0, 4) == 0:
             return graph(f"y = {op} <keepdims = {keep}> (x)", value("x", draw.shape(rank)), rank=rank)
-        call = f"y = {op} <keepdims = {keep}> (x, {{{dims(axes)}}})"
+        call = f"y = {op} <keepdims = {keep}, noop_with_empty_axes = {draw.of(0, 1)}> (x, {{{dims(axes)}}})"
         return graph(call, value("x", draw.shape(rank)), rank=rank if keep else rank - len(axes))
 
     return make

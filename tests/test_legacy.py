@@ -74,6 +74,13 @@ def test_an_attribute_does_not_round_what_was_float64(scale: float, dtype: str, 
     assert operators(folded(build(text, opset=10, dtype=dtype, constants=constants))[0]) == left
 
 
+@pytest.mark.parametrize(("opset", "attribute", "left"), [(6, ", is_test=1", 3), (7, "", 2)])
+def test_before_opset_7_an_average_counts_the_padding(opset: int, attribute: str, left: int) -> None:
+    body = f"a = BN(x, A.4{attribute})  d = AveragePool <kernel_shape = [2,2], pads = [1,1,1,1]> (a)"
+    model = build(f"(T[N,4,8,8] x) => (T[n,c,h,w] y) {{ {body}  y = Conv(d, w[2,4,1,1]) }}", opset=opset)
+    assert len(operators(folded(model)[0])) == left
+
+
 def test_a_constant_that_broadcasts_as_before_opset_7_is_no_affine() -> None:
     """It lies along axis 1, and the product could take it along the last, which is as long."""
     text = """(T[N,4,4] x) => (T[n,t,c] y) {

@@ -217,6 +217,8 @@ _AVERAGES = (
            "ReduceMean", {"[2,3]": "[1,3]"}, "axis", y="T[n,c]"),
     _hoist("ReduceMean of opset 18", "d = ReduceMean(a, {-1, -2})  y = BN(d, A.4)", "ReduceMean",
            {"{-1, -2}": "i", "6,6] x": "6,6] x, int64[2] i"}, "unknown-shape", opset=18),
+    _hoist("ReduceMean of all", "d = ReduceMean(a)  y = BN(d, A.1)", "ReduceMean",
+           {"h,w] y)": "h,w] y, T[n,p,q,r] d)"}, twin_after="Conv ReduceMean Mul"),
     _hoist("ReduceSum, scale", "d = ReduceSum(a, {2, 3})  y = BN0(d, A.4)", "ReduceSum",
            {"h,w] y)": "h,w] y, T[n,p,q,r] d)"}, twin_after="Conv ReduceSum Mul"),
     _hoist("ReduceSum of 16", "d = ReduceSum(a, {2, 3})  y = BN(d, A.4)", "ReduceSum",
