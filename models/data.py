@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy.typing as npt
 
 from bnfold.arrays import Array
 from bnfold.errors import InputError, UsageError
+from bnfold.npz import load_npz
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -21,14 +20,6 @@ Targets = Array
 
 HELD_OUT = 0.2
 """The share of every class that is held out where the data itself names no test part."""
-
-# np.load gives an array without .files for a .npy, ValueError for text, pickles and object arrays, and lets
-# through whatever zipfile and zlib say about a damaged archive; a header that claims too much is a
-# MemoryError.
-_UNREADABLE = (
-    AttributeError, EOFError, KeyError, MemoryError, NotImplementedError, RuntimeError, TypeError, ValueError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,7 @@ def load(source: str | Path, *, seed: int = 0) -> Dataset:
         return _digits(seed)
     path = Path(source)
     if path.suffix == ".npz":
-        return _dataset(path, _read(path), seed)
+        return _dataset(path, load_npz(path), seed)
     if path.is_dir():
         from bnfold.models.folders import read_folder
 
@@ -157,19 +148,6 @@ def _dataset(path: Path, arrays: dict[str, Array], seed: int) -> Dataset:
         return _split(str(path), whole.images, whole.labels, seed)
     found = ", ".join(sorted(arrays)) or "nothing"
     raise InputError(f"{path}: needs arrays x_train, y_train, x_test, y_test, or x, y; it holds {found}")
-
-
-def _read(path: Path) -> dict[str, Array]:
-    try:
-        # Opened here, since np.load leaves a damaged archive's file open.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
-    except _UNREADABLE as error:
-        raise InputError(f"{path}: not a readable .npz of plain arrays; write it with numpy.savez") from error
 
 
 def _checked(path: Path, x_name: str, x: Array, y_name: str, y: Array) -> Split:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -223,22 +222,3 @@ def test_arrays_that_do_not_fit_are_one_clear_line(arrays: dict[str, Array], mes
     with pytest.raises(InputError) as caught:
         feeds.given(model(FIXED), arrays)
     assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut short"])
-def test_a_file_that_is_no_npz(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "x.npz"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"x\.npz"):
-        feeds.load_npz(path)
-
-
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file"):
-        feeds.load_npz(tmp_path / "none.npz")
-    np.save(tmp_path / "one.npy", np.zeros(3))
-    with pytest.raises(InputError, match="one unnamed array"):
-        feeds.load_npz(tmp_path / "one.npy")
-    np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object))
-    with pytest.raises(InputError, match="plain arrays"):
-        feeds.load_npz(tmp_path / "objects.npz")

@@ -71,6 +71,7 @@ MAY = {
     "arrays": "",
     "errors": "",
     "files": "errors",
+    "npz": "errors",
     "affine": "",
     "derived": "affine errors",
     "graph": "affine derived errors graph",

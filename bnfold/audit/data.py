@@ -12,7 +12,7 @@ import onnx_ir as ir
 from bnfold.arrays import Array
 from bnfold.errors import InputError
 from bnfold.inputs import feeds
-from bnfold.inputs.feeds import load_npz
+from bnfold.npz import load_npz
 
 Feeds = Mapping[str, Array]
 Given = Mapping[str, Array] | str | os.PathLike[str]

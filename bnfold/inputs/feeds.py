@@ -5,14 +5,11 @@ Initializers that are also graph inputs are no inputs here: they are taken as co
 
 from __future__ import annotations
 
-import math
 import os
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +23,7 @@ from bnfold.inputs.isolated import Prober
 from bnfold.inputs.kinds import ORDER, draw
 from bnfold.inputs.sizes import Dims
 from bnfold.io import source_path
+from bnfold.npz import load_npz
 
 
 @dataclass(frozen=True)
@@ -125,39 +123,6 @@ def given(model: ir.Model, arrays: Mapping[str, Array] | str | os.PathLike[str],
     else:
         sets = list(_rows(arrays, wanted, samples))
     return [Sample(f"given {i}", {}, feeds) for i, feeds in enumerate(sets)]
-
-
-def load_npz(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """Read an `.npz` file of arrays by name. Raises `InputError` if it is none."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give an .npz with one array per model input")
-    try:
-        # numpy leaves the file open when the archive in it is damaged.
-        with open(path, "rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path}: holds one unnamed array; save it with numpy.savez(path, input_name=array)")
-            with archive, zipfile.ZipFile(stream) as members:
-                for member in members.infolist():
-                    _check_header(path, members, member)
-                return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise InputError(f"{path}: is not an .npz file of plain arrays; write it with numpy.savez") from error
-
-
-def _check_header(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """numpy would take the memory that a header asks for before it looks for the values."""
-    if not member.filename.endswith(".npy"):
-        return
-    with archive.open(member) as stream:
-        first = np.lib.format.read_magic(stream) == (1, 0)
-        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
-        needed = stream.tell() + math.prod(shape) * dtype.itemsize
-    if needed > member.file_size and not dtype.hasobject:
-        name, sizes = member.filename.removesuffix(".npy"), "×".join(map(str, shape))
-        raise InputError(f"{path}: {name!r} is cut short: {sizes} values of {dtype} are not there; write it again")
 
 
 def describe(value: ir.Value) -> str:
