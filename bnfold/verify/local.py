@@ -25,9 +25,8 @@ from bnfold.verify.kernels.base import Unsupported, is_float, real
 from bnfold.verify.layererror import LocalMeasure, measure
 from bnfold.verify.magnitude import Bounded, bounded
 from bnfold.verify.precision import underflows
-from bnfold.verify.reference import Evaluator, Observer, captured
+from bnfold.verify.reference import Evaluator, Observer
 from bnfold.verify.sides import OnnxReference
-from bnfold.verify.structure import attribute_differences
 from bnfold.verify.verdict import Status
 from bnfold.verify.windows import Window, Windows, extracted
 
@@ -165,19 +164,13 @@ class Local:
 
     def unreached(self, ran: Collection[Any]) -> Iterator[str]:
         """Yield a reason for each branch or body of the original that differs, or may, but that no input came to."""
+        same = self.windows.pairing.same_bodies
         for layer in self.layers.values():
             for node in layer.window.original.nodes:
                 skipped = [body.name for body in bodies(node) if len(body) and body not in ran]
-                if skipped and not any(self._alike(node, other) for other in layer.window.candidate.nodes):
+                if skipped and not any(same(node, other) for other in layer.window.candidate.nodes):
                     what = f"it differs in {node.op_type} {label(node)!r}, of which no input ran {skipped[0]!r}"
                     yield f"layer {layer.label!r}: {what}; give inputs that do"
-
-    def _alike(self, ours: ir.Node, theirs: ir.Node) -> bool:
-        """Whether the bodies of two nodes compute the same from the same."""
-        if ours.op_type != theirs.op_type or next(attribute_differences(ours, theirs), None) is not None:
-            return False
-        mine, other = captured(ours), captured(theirs)
-        return len(mine) == len(other) and all(map(self.windows.pairing.same_value, mine, other))
 
     def reported(self) -> list[Layer]:
         """The layers that were held against float64, or could not be."""

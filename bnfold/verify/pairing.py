@@ -112,6 +112,13 @@ class Pairing:
         mine, other = ([*_trimmed(node), *captured(node)] for node in (ours, theirs))
         return len(mine) == len(other) and all(map(self.same_value, mine, other))
 
+    def same_bodies(self, ours: ir.Node, theirs: ir.Node) -> bool:
+        """Whether the bodies of two nodes compute the same from the same, whatever the nodes are given."""
+        if ours.op_type != theirs.op_type or next(attribute_differences(ours, theirs), None) is not None:
+            return False
+        mine, other = captured(ours), captured(theirs)
+        return len(mine) == len(other) and all(map(self.same_value, mine, other))
+
     def same_value(self, ours: ir.Value | None, theirs: ir.Value | None) -> bool:
         """Whether two inputs are paired, or equal constants bit for bit."""
         if ours is None or theirs is None:
