@@ -74,6 +74,9 @@ def resize(draw: Draw) -> Made:
         way = draw.of("half_pixel", "align_corners")
         call = f'y = Resize <mode = "linear", coordinate_transformation_mode = "{way}"> (x, "", "", {{2, 3, 7, 4}})'
         return graph(call, value("x", [2, 3, 4, 4]))
+    if draw.size(0, 3) == 0:  # both axes by 1.1, which leaves the shorter as short
+        kind = 'mode = "linear", axes = [2, 3], keep_aspect_ratio_policy = "not_smaller"'
+        return graph(f'y = Resize <{kind}> (x, "", "", {{3, 11}})', value("x", [1, 2, 3, 10]), outputs="T[1,2,3,11] y")
     scales = np.array([1.0, draw.of(1.0, 1.0, 2.0), draw.of(1.0, 2.0, 0.6), draw.of(1.0, 1.5)], np.float32)
     mode, way = draw.of("nearest", "linear", "cubic"), draw.of(*_MODES)
     attributes = f'mode = "{mode}", coordinate_transformation_mode = "{way}"'

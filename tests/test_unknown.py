@@ -17,11 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from bnfold.graph import Op, Shape
+from bnfold.affine import Affine, along
+from bnfold.graph import Op, Shape, annotate
 from bnfold.graph.access import DTYPE, SHAPE
+from bnfold.rules import RULES
+from bnfold.rules.base import Refusal
 from bnfold.rules.tracing import Untraceable, regroup
 from tests.cases import CASES, Graph
-from tests.graphs import Array, exact, feeds, folded, seeded
+from tests.graphs import Array, build, exact, feeds, folded, seeded
 from tests.makers import Draw
 from tests.test_laws import EXAMPLES, JUDGEMENTS, granted
 
@@ -77,6 +80,16 @@ def test_axes_around_one_of_unknown_size_are_traced(split: Shape) -> None:
     assert np.array_equal(regroup(front, split, merged), np.tile(np.arange(2.0), 2).reshape(4, 1, 1))
     assert np.array_equal(regroup(back, split, merged), np.repeat(np.arange(3.0), 3).reshape(1, 1, 9))
     assert np.array_equal(regroup(np.arange(4.0).reshape(4, 1, 1), merged, split)[:, :, 0, 0, 0], [[0, 1], [2, 3]])
+
+
+def test_a_resize_between_unknown_sizes_changes_them() -> None:
+    model = ir.from_proto(build('(T[2,3,4,4] x) => (T[n,c,h,w] y) { y = Resize(x, "", "", {2,3,7,4}) }'))
+    annotate(model)
+    op, wanted = Op(model.graph[0]), {0: Affine.of(along(np.arange(7.0), 2, 4), 0.0)}
+    for value in (model.graph.inputs[0], op.output()):
+        value.meta.pop(SHAPE, None)
+        value.shape = ir.Shape([2, 3, None, 4])
+    assert isinstance(RULES["Resize"].hoist(op, wanted), Refusal)
 
 
 def test_what_has_no_elements_passes_one_scale_for_all() -> None:

@@ -116,9 +116,10 @@ def _sum_sink(op: Op, facts: Facts) -> Outcome | list[Step]:
 def _resize(op: Op) -> Guard | Refusal:
     """Interpolation weights sum to one; tf_crop_and_resize writes a fixed value outside the crop."""
     before, after = op.shape(0), op.out_shape()
-    if before is None:
+    if before is None or after is None:
         return Refusal(Reason.UNKNOWN_SHAPE)
     axes = [axis % len(before) for axis in op.attr("axes") or range(len(before))]
+    resized = {axis for axis in axes if before[axis] is None or before[axis] != after[axis]}
     way = op.attr("coordinate_transformation_mode", "half_pixel")
     slot = 1 if op.opset < 11 else 2
     roi = op.const(1)
@@ -126,8 +127,8 @@ def _resize(op: Op) -> Guard | Refusal:
     mixed = set(axes)
     if scales is not None and scales.size == len(axes):
         mixed = {axis for axis, scale in zip(axes, scales, strict=True) if scale != 1.0}
-    elif op.has(3) and after is not None and op.attr("keep_aspect_ratio_policy", "stretch") == "stretch":
-        mixed = {axis for axis in axes if before[axis] is None or before[axis] != after[axis]}
+    elif op.has(3) and op.attr("keep_aspect_ratio_policy", "stretch") == "stretch":
+        mixed = resized
     if way == "tf_half_pixel_for_nn":
         mixed = set(axes)
     if way != "tf_crop_and_resize":
@@ -141,7 +142,7 @@ def _resize(op: Op) -> Guard | Refusal:
 
 def _halves(roi: Float64 | None, count: int) -> tuple[Float64, Float64]:
     """Split a region of interest into starts and ends; an unknown one leaves every axis cropped."""
-    whole = np.full(2 * count, np.nan) if roi is None or roi.size != 2 * count else roi
+    whole = np.full(2 * count, np.nan) if roi is None else roi
     return whole[:count], whole[count:]
 
 

@@ -190,6 +190,10 @@ _RESIZE = (
            "  y = BN0(d, A.4)", "Resize",
            {'"nearest"': '"nearest", extrapolation_value = 1.5'}, twin_after="Conv Resize Mul",
            constants={"r": _DOUBLED, "q": _CROP}),
+    _hoist("Resize crop known at run time, one scale",
+           'd = Resize <mode = "nearest", coordinate_transformation_mode = "tf_crop_and_resize"> (a, q, r)'
+           "  y = BN10(d, A.4)", "Resize", {"BN10": "BN0"}, twin_after="Conv Resize Mul",
+           x="float[8] q, T[N,3,6,6]", constants={"r": _DOUBLED}, inputs={"q": _CROP}),
     _sink("Resize", 'a = BN(x, A.4)  d = Resize <mode = "nearest"> (a, "", r)', "Resize",
           {'"nearest"> (a, ""': '"nearest", coordinate_transformation_mode = "tf_crop_and_resize"> (a, q'},
           "shift-blocked", constants={"r": _DOUBLED, "q": _CROP}),
