@@ -84,7 +84,7 @@ def test_frozen_initializers_fold_every_batch_norm() -> None:
     model = onnx.load(RFB)
     result, report = folded(model, freeze_initializers=True)
     assert (report.folded, report.kept, report.frozen) == (35, 0, 244)
-    assert (report.nodes_before, report.nodes_after) == (242, 197)
+    assert (report.nodes_before, report.nodes_after) == (242, 196)
     assert [value.name for value in result.graph.input] == ["input"]
     assert "BatchNormalization" not in operators(result)
     onnx.checker.check_model(result, full_check=True)
