@@ -60,17 +60,22 @@ def plan_hoist(starts: Starts, order: Numbering) -> Answer:
     Where an operator offers alternatives (which operand of an Add takes the shift), the likeliest is tried first and
     each other one alone after it.
     """
-    picks: dict[ir.Node, int] = {}
-    walk = _hoist(starts, order, picks)
-    best, visited = walk.finish(), _visited(walk)
+    walk, best = _tried(starts, order, {})
+    visited = walk.visited
     for fork, count in walk.forks.items():
         for pick in range(1, count):
             if isinstance(best, Plan) and not best.emitted:
                 return Answer(best, visited)
-            other = _hoist(starts, order, {fork: pick})
-            visited |= _visited(other)
-            best = better(best, other.finish())
+            other, found = _tried(starts, order, {fork: pick})
+            best, visited = better(best, found), visited | other.visited
     return Answer(best, visited, tuple(walk.silent))
+
+
+def _tried(starts: Starts, order: Numbering, picks: Mapping[ir.Node, int]) -> tuple[Walk, Plan | Refusal]:
+    """Walk as far as it goes, and again up to the joins behind which all that is left costs less."""
+    walk = _hoist(starts, order, picks)
+    best, stops = walk.finish(), walk.stops()
+    return walk, better(best, _hoist(starts, order, picks, stops).finish()) if stops else best
 
 
 def plan_sink(starts: Starts, order: Numbering) -> Answer:
@@ -80,15 +85,11 @@ def plan_sink(starts: Starts, order: Numbering) -> Answer:
     once; both are tried.
     """
     walk = _sink(starts, order, settle=False)
-    best, visited = walk.finish(), _visited(walk)
+    best, visited = walk.finish(), walk.visited
     if not isinstance(best, Plan) or best.emitted:
         other = _sink(starts, order, settle=True)
-        best, visited = better(best, other.finish()), visited | _visited(other)
+        best, visited = better(best, other.finish()), visited | other.visited
     return Answer(best, visited, tuple(walk.silent))
-
-
-def _visited(walk: Walk) -> frozenset[ir.Node]:
-    return frozenset(walk.pending) | frozenset(walk.starts) | walk.seen
 
 
 def better(first: Plan | Refusal, second: Plan | Refusal) -> Plan | Refusal:
@@ -100,7 +101,9 @@ def better(first: Plan | Refusal, second: Plan | Refusal) -> Plan | Refusal:
     return second if (second.gain, second.nodes_removed) > (first.gain, first.nodes_removed) else first
 
 
-def _hoist(starts: Starts, order: Numbering, picks: Mapping[ir.Node, int]) -> Walk:
+def _hoist(
+    starts: Starts, order: Numbering, picks: Mapping[ir.Node, int], stops: frozenset[ir.Node] = frozenset()
+) -> Walk:
     walk = Walk("hoist", starts, order)
     for node, found in starts.items():
         walk.remove(node, found)
@@ -109,6 +112,9 @@ def _hoist(starts: Starts, order: Numbering, picks: Mapping[ir.Node, int]) -> Wa
         producer, asked = walk.pop()
         if producer in starts:
             return walk.chained(producer)
+        if producer in stops:
+            walk.emit_each(asked, Refusal(Reason.NO_GAIN).on(producer.outputs[0]))
+            continue
         demands = _agreed(walk, producer, asked)
         if not demands:
             continue
@@ -153,7 +159,7 @@ def _demand(walk: Walk, use: Use, affine: Affine) -> None:
         return
     producer = value.producer()
     if producer is None or producer.graph is not walk.start.graph:
-        inner = producer is not None or value.graph is not walk.start.graph
+        inner = value.graph is not walk.start.graph
         walk.emit_each([(value, use, affine)], Refusal(Reason.BODY if inner else Reason.GRAPH_INPUT).on(value))
         return
     walk.push(producer, value, use, affine)

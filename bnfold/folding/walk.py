@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -63,7 +64,7 @@ class Plan:
 
 @dataclass
 class Walk:
-    """What a walk collects; `visited` is the region whose change makes a new plan worth while."""
+    """What a walk collects."""
 
     judgement: Literal["hoist", "sink"]
     starts: Mapping[ir.Node, Source]
@@ -87,6 +88,11 @@ class Walk:
     def start(self) -> ir.Node:
         """The source that is planned; others go with it."""
         return next(iter(self.starts))
+
+    @property
+    def visited(self) -> frozenset[ir.Node]:
+        """The region whose change makes a new plan worth while."""
+        return frozenset(self.pending) | frozenset(self.starts) | self.seen
 
     def push(self, node: ir.Node, value: ir.Value, use: Use, affine: Affine) -> None:
         if node not in self.pending:
@@ -147,6 +153,20 @@ class Walk:
                 groups.append((value, affine, [use]))
         for value, affine, uses in groups:
             self.emit(value, affine, uses, whole=self.judgement == "sink")
+
+    def stops(self) -> frozenset[ir.Node]:
+        """Return the joins all of whose operands were left to compute: behind them it is one computation."""
+        left = {use for emission in self.emitted for use in emission.uses}
+        passed: dict[ir.Node, set[Use]] = defaultdict(set)
+        for use in left | {use for asked in self.pending.values() for _, use, _ in asked}:
+            passed[use[0]].add(use)
+        joins = set()
+        for node in reversed(self.route):
+            if passed[node] and passed[node] <= left:
+                left.update(use for _, use, _ in self.pending[node])
+                if len(passed[node]) > 1:
+                    joins.add(node)
+        return frozenset(joins)
 
     def chained(self, node: ir.Node) -> Walk:
         """Give up: one of the sources that were to go together stands on the way of another."""

@@ -28,6 +28,13 @@ CASES = (
          "(T[N,4] x) => (T[c,n] y, T[d,m] z) { a = BN(x, A.4)  b = MatMul(a, w[4,4])  d = Transpose <perm = [1,0]> (b)"
          "  y = Sigmoid(d)  e = MatMul(v[4,4], d)  z = Sigmoid(e) }", "MatMul Add Transpose Sigmoid MatMul Sigmoid",
          "sink", exact=False, twin={"b = MatMul(a, w[4,4])": "b = Softplus(a)"}, kept="barrier"),
+    # What is left on every operand of a join is computed behind it.
+    case("the sum of three Convs of which two are read elsewhere, BN",
+         "(T[N,4,6] x) => (T[n,c,w] y, T[m,d,p] u, T[i,j,k] v) { a = Conv(x, w[4,4,1])  u = Sigmoid(a)"
+         "  b = Conv(x, f[4,4,1])  v = Sigmoid(b)  d = Conv(x, g[4,4,1])  e = Add(a, b)  h = Add(e, d)"
+         "  y = BN(h, A.4) }",
+         "Conv Sigmoid Conv Sigmoid Conv Add Mul Add", "hoist", exact=False,
+         twin={"e = Add(a, b)": "e = Pow(a, b)", "d = Conv(x, g[4,4,1])": "d = Softplus(x)"}, kept="barrier"),
     # What is left of a BatchNormalization counts by where it stands.
     case("two Convs, Mul, a shift left behind in front of a Conv of one dimension",
          "(T[N,3,8] x, T[N,3,8] z) => (T[n,c,w] y) { a = Conv(x, w[4,3,1])  e = Conv(z, v[4,3,1])  d = Mul(a, e)"
