@@ -81,7 +81,7 @@ def test_the_fold_map_says_what_became_of_what() -> None:
     stored = {tensor.name for tensor in result.graph.initializer}
     for edit in (*first["edits"], *second["edits"]):
         assert edit["new"] in stored and edit["formula"] and edit["node"] in ("conv", "second")
-    assert {edit["old"] for edit in first["edits"]} == {"w", ""}
+    assert {(edit["old"], edit["new"]) for edit in first["edits"]} == {("w", "w_folded"), ("", "a_folded")}
 
 
 def test_a_later_fold_adds_to_the_map() -> None:
@@ -358,6 +358,9 @@ def test_an_attribute_is_a_float32_whatever_the_values_are(dtype: str, factor: s
         a = Conv(x, w[4,3,1,1])  b = Clip <min = -0.7, max = 0.9> (a)  y = Mul(b, {factor}) }}"""
     result, _ = folded(build(text, dtype=dtype, opset=10, checked=False))
     assert operators(result) == ["Conv", "Clip"] + left * ["Mul"]
+    if not left:
+        content = json.loads({entry.key: entry.value for entry in result.metadata_props}[FOLD_MAP])
+        assert {edit["old"][:4] for edit in content["folds"][0]["edits"] if edit["node"] == "b"} == {"-0.6", "0.89"}
 
 
 @pytest.mark.parametrize(
