@@ -60,7 +60,9 @@ def made_model(seed: int, dtype: str = "double") -> Made:
     shapes = [draw.of([BATCH, 4, 4, 6], [BATCH, 3, 6, 6], [BATCH, 4, 5], [BATCH, 6]) for _ in range(draw.size(1, 2))]
     b.values = [Value(f"x{k}", tuple(shape), base) for k, shape in enumerate(shapes)]
     inputs = list(b.values)
-    for _ in range(draw.size(4, 10)):
+    steps = draw.size(4, 10)
+    while steps > 0 or not b.nodes:  # what no value at hand suits makes nothing
+        steps -= 1
         family = draw.of(*families)
         with b.family(family.__name__):
             family(b)
