@@ -73,6 +73,18 @@ def test_law_of_what_is_less_known(op_type: str, judgement: str) -> None:
     check()
 
 
+def test_weights_of_unknown_number_are_no_average() -> None:
+    text = '(T[N,5,1] s, T[N,5,3] x) => (T[n,t,c] y) { p = Softmax (s)  y = Einsum <equation = "bij,bjd->bid"> (p, x) }'
+    model = ir.from_proto(build(text))
+    annotate(model)
+    op = Op(model.graph[-1])
+    for value in op.node.inputs:
+        assert value is not None
+        value.shape = None
+        value.meta.pop(SHAPE, None)
+    assert isinstance(RULES["Einsum"].hoist(op, {0: Affine.of(1.0, 2.0)}), Refusal)
+
+
 @pytest.mark.parametrize("split", [(2, 2, "T", 3, 3), (2, 2, None, 3, 3)])
 def test_axes_around_one_of_unknown_size_are_traced(split: Shape) -> None:
     merged = (4, split[2], 9)

@@ -54,8 +54,7 @@ def commit(plan: Plan, names: Names, order: Numbering) -> Committed:
     for emission in plan.emitted:
         touched |= _readers(emission.value)
         emitted += _emit(emission, plan, labels, names, order)
-    # Producers first, so that the value that feeds the source is the final one when it takes the source's name.
-    for node, slot in reversed(plan.removed) if plan.judgement == "hoist" else plan.removed:
+    for node, slot in plan.removed:
         touched |= _bypass(node, slot, names, order, keeps_name=plan.judgement == "hoist")
     return Committed(tuple(changes), tuple(emitted), frozenset(touched - {n for n, _ in plan.removed}) | set(emitted))
 

@@ -54,6 +54,11 @@ CASES = (
          "(T[N,4,8,8] x, T[N,4,8,8] z) => (T[n,c,h,w] y) { a = Mul(x, s)  b = Add(a, t)  e = BN(z, B.4)"
          "  d = Add(b, e)  y = Conv(d, w[2,4,3,3]) }", "Add Conv", "sink", constants=_IN_STEPS,
          twin={"a = Mul(x, s)": "a = Div(x, s)"}, left="Mul Mul Add Conv"),
+    case("Conv, like BNs behind pools of two sizes",
+         "(T[N,3,8,8] x) => (T[n,c,h,w] y, T[m,d,p,q] z) { a = Conv(x, w[4,3,1,1])"
+         "  b = AveragePool <kernel_shape = [2,2]> (a)  d = BN(b, A.4)  e = AveragePool <kernel_shape = [4,4]> (a)"
+         "  f = BN(e, A.4)  y = Sigmoid(d)  z = Tanh(f) }", "Conv AveragePool AveragePool Sigmoid Tanh", "hoist",
+         exact=False, twin={"f = BN(e, A.4)": "f = BN(e, B.4)"}, kept="other-readers other-readers"),
     case("Conv read by two like BNs and a Sigmoid",
          "(T[N,3,8,8] x) => (T[n,c,h,w] y, T[m,d,p,q] z, T[i,j,k,l] u) { a = Conv(x, w[4,3,1,1])  b = BN(a, A.4)"
          "  d = BN(a, A.4)  y = Softplus(b)  z = Exp(d)  u = Sigmoid(a) }", "Conv Mul Add Softplus Exp Sigmoid",
