@@ -27,7 +27,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("rules/einsum.py", "_sink: isinstance(equation, Refusal) → False"): "refused by the law for constants before",
     ("rules/linear.py", "_on_bias: axis >= 0 → True"): "more axes than a bias has are refused later",
     ("rules/sources.py", "_fits: dim == 1 → False"): "what enlarges the value is asked about once more, to no avail",
-    ("folding/plan.py", "_demand: math.prod(held.shape.numpy()) == 1 → True"): "a constant that stays need not be written",
+    ("folding/plan.py", "_demand: math.prod(held.shape.numpy()) == 1 → True"): "a constant that stays need not be new",
     ("folding/plan.py", "_sink: is_floating(value) → True"): "no source is found among integers",
     ("folding/plan.py", "_sink: tensor(value) is None → True"): "no source is found among constants",
     ("folding/plan.py", "_sink: settle → True"): "what is computed at once goes on by itself",

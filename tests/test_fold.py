@@ -192,3 +192,13 @@ def test_a_batch_norm_in_a_function_that_stays_is_reported() -> None:
     assert operators(result) == ["Conv", "Normed"]
     assert [(e.node, e.reason, e.blocking) for e in report.entries] == [("norm", Reason.FUNCTION, "y")]
     assert report.entries[0].detail == "in function local::Normed"
+
+
+def test_a_batch_norm_whose_parameters_come_in_any_shape_is_reported() -> None:
+    model = build(
+        "(T[N,4,8,8] x, T[4] g, int64[K] s) => (T[n,c,h,w] y) { r = Reshape(g, s)"
+        "  y = BatchNormalization(x, r, b[4], m[4], v[4]) }",
+        checked=False,
+    )
+    (entry,) = folded(model)[1].entries
+    assert (entry.channels, entry.reason) == (None, Reason.NOT_CONSTANT)
