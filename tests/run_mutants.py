@@ -24,14 +24,14 @@ from typing import Any
 
 import pytest
 
-from tests.mutants import GUARDED, PACKAGE, Mutant, mutants
+from tests.mutants import FORMULAS, GUARDED, PACKAGE, Mutant, mutants
 
 WATCH = (
     "peer_bugs", "contract", "legacy", "derived", "affine", "io", "malformed", "padding", "fold", "fused", "laws",
     "unknown", "random_graphs", "constants", "shapes", "frozen", "hostile", "merge",
 )  # fmt: skip
 SETTINGS = {"BNFOLD_RANDOM_GRAPHS": "100", "BNFOLD_LAW_EXAMPLES": "60"}
-SECONDS = 1200
+SECONDS = 300
 
 
 def apply(mutant: Mutant) -> None:
@@ -151,7 +151,7 @@ def _in_fork(work: Callable[[], Any]) -> Any:
 
 def _reached(session: pytest.Session) -> list[Reach]:
     """Run the tests and return what each reaches, up to the first that fails."""
-    files = {str(PACKAGE / file): file for file in GUARDED}
+    files = {str(PACKAGE / file): file for file in (*GUARDED, *(row[0] for row in FORMULAS))}
     lines: set[tuple[str, int]] = set()
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
