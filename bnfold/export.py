@@ -18,7 +18,7 @@ from onnx.defs import onnx_opset_version
 
 from bnfold.errors import ModelError, RejectedError, UsageError
 from bnfold.exporting.dynamic import BATCH, Axes, free_axes
-from bnfold.graph import BATCH_NORM, node_count, total_bytes
+from bnfold.graph import BATCH_NORM, node_count, nodes_within, total_bytes
 from bnfold.graph.skeleton import check
 from bnfold.io import INLINE_LIMIT
 
@@ -240,7 +240,7 @@ def _tidied(model: ir.Model) -> ir.Model:
         tensor = value.const_value
         if tensor is not None:
             value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=value.name)
-    for node in result.model.graph.all_nodes():
+    for node in nodes_within(result.model.graph):
         for key in _PRIVATE:
             node.metadata_props.pop(key, None)
     return result.model

@@ -30,7 +30,7 @@ from bnfold.audit.observe import Site, observe, sites
 from bnfold.errors import ModelError, UsageError
 from bnfold.folding.frozen import Frozen, nodes, recorded, write
 from bnfold.folding.report import FOLD_MAP, SOURCE_DIGEST
-from bnfold.graph import bodies, dtype, label, shape
+from bnfold.graph import bodies, dtype, label, nodes_within, shape
 from bnfold.graph.surgery import Names
 from bnfold.inputs import feeds
 from bnfold.rewrite import rewrite
@@ -117,7 +117,7 @@ def _levels(model: ir.Model, found: Sequence[Site]) -> Iterator[list[Site]]:
 def _reads(node: ir.Node) -> Iterator[ir.Value]:
     yield from (value for value in node.inputs if value is not None)
     for body in bodies(node):
-        for inner in body.all_nodes():
+        for inner in nodes_within(body):
             yield from (value for value in inner.inputs if value is not None)
         yield from body.outputs
 

@@ -8,6 +8,8 @@ from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 
+from bnfold.graph import nodes_within
+
 MODULE = "bnfold.module"
 """The metadata of a node that holds the name of the module which it comes from."""
 
@@ -15,7 +17,7 @@ MODULE = "bnfold.module"
 def name_nodes(model: ir.Model, modules: Collection[str]) -> None:
     """Call nodes by the module they come from, as every report will; `modules` are the names that there are."""
     taken: set[str | None] = set()
-    for node in model.graph.all_nodes():
+    for node in nodes_within(model.graph):
         scope = _scope(node, modules)
         if scope:
             name = f"{scope}/{node.op_type}"
@@ -46,7 +48,7 @@ def rename(model: ir.Model, values: Sequence[ir.Value], names: Sequence[str]) ->
     held = [
         *model.graph.inputs,
         *model.graph.initializers.values(),
-        *(v for n in model.graph.all_nodes() for v in n.outputs),
+        *(v for n in nodes_within(model.graph) for v in n.outputs),
     ]
     taken = {value.name for value in held} | set(names)
     for value in held:

@@ -56,7 +56,6 @@ def _joining(
     """The next sources from each silent operator."""
     result: dict[ir.Node, Source] = {}
     for start in silent[: SOURCES_AT_MOST + 1]:
-        found: dict[ir.Node, Source] = {}
         work, count = [start], 0
         while work and count < NODES_AT_MOST:
             op, count = work.pop(), count + 1
@@ -64,8 +63,7 @@ def _joining(
                 continue
             met = source(op)
             if isinstance(met, Source) and tensor(op.output()) is None:
-                found[op.node] = met
+                result[op.node] = met
             elif getattr(rule_for(op), judgement, None) is not None:
                 work += map(Op, op.node.successors() if judgement == "hoist" else op.node.predecessors())
-        result |= found
     return result

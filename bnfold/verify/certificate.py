@@ -20,7 +20,7 @@ from onnx_ir.passes import common
 from bnfold import __version__, metadata
 from bnfold.constants import CONSTANTS, noted
 from bnfold.folding.report import FOLD_MAP, FOLD_MAP_VERSION, SOURCE_DIGEST
-from bnfold.graph import BATCH_NORM, is_op, node_count
+from bnfold.graph import BATCH_NORM, all_nodes, is_op
 from bnfold.io import digest
 from bnfold.rewrite import clean, rewrite
 from bnfold.simplify import simplify
@@ -146,8 +146,7 @@ def cut(original: ir.Model, candidate: ir.Model, *, trusted: bool) -> tuple[Wind
 
 def count(model: ir.Model, op_type: str = BATCH_NORM) -> int:
     """How many nodes of a kind the model holds, control-flow bodies and functions included."""
-    found = node_count(model, op_type)
-    return found + sum(is_op(node, op_type) for f in model.functions.values() for node in f.all_nodes())
+    return sum(is_op(node, op_type) for node in all_nodes(model))
 
 
 def fold_log(model: ir.Model) -> list[Mapping[str, Any]] | None:

@@ -15,6 +15,7 @@ from bnfold.arrays import Array
 from bnfold.verify.formulas import PART, stored
 from bnfold.verify.kernels.base import is_float
 from bnfold.verify.precision import UNIT_ROUNDOFF, smallest_subnormal
+from bnfold.verify.probe import over
 from bnfold.verify.reference import captured
 from bnfold.verify.structure import attribute_differences
 from bnfold.verify.windows import Window, Windows
@@ -78,7 +79,7 @@ def _over(ours: Array, theirs: Array) -> float:
     for start in range(0, ours.size, PART):
         a, b = (v.reshape(-1)[start : start + PART].astype(np.float64) for v in (ours, theirs))
         same = (a == b) | (np.isnan(a) & np.isnan(b))
-        with np.errstate(invalid="ignore"):
-            ratio = np.where(same, 0.0, np.abs(a - b) / (FACTOR * (unit * np.abs(a) + least)))
-        worst = max(worst, float(np.nan_to_num(ratio, nan=np.inf).max(initial=0.0)))
+        with np.errstate(invalid="ignore"):  # what is infinite on both sides
+            error = np.where(same, 0.0, a - b)
+        worst = max(worst, over(error, FACTOR * (unit * np.abs(a) + least)))
     return worst

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.arrays import Array
-from bnfold.graph import bodies
+from bnfold.graph import bodies, nodes_within
 from bnfold.verify import control
 from bnfold.verify.kernels import KERNELS, Call, Unsupported, real
 from bnfold.verify.kernels.base import Kernel, is_float
@@ -211,7 +211,7 @@ def inlined(model: ir.Model) -> ir.Model:
 def unsupported(model: ir.Model) -> list[str]:
     """Return the operators that have no float64 kernel here, by name and sorted."""
     found = set()
-    for node in model.graph.all_nodes():
+    for node in nodes_within(model.graph):
         if node.domain:
             found.add(f"{node.domain}.{node.op_type}")
         elif node.op_type not in KERNELS and node.op_type not in control.CONTROL:
