@@ -18,7 +18,7 @@ import bnfold
 from bnfold import files, io
 from bnfold.derived import release
 from bnfold.errors import ModelError, OutputError
-from bnfold.graph import external_tensors, tensors
+from bnfold.graph import external_tensors, tensors, total_bytes
 from bnfold.graph.skeleton import check, skeleton
 from tests.conftest import conv_bn
 from tests.graphs import build
@@ -213,6 +213,13 @@ def test_tensors_in_attributes_and_bodies_move_too(tmp_path: Path) -> None:
     assert len(listing(tmp_path)) == 2  # what is small stays inside; the data file is empty
     again = io.load(tmp_path / "m.onnx")
     assert [t.numpy().tolist() for t in tensors(again)] == [t.numpy().tolist() for t in tensors(model)]
+
+
+def test_each_tensor_of_an_attribute_that_lists_them_counts() -> None:
+    listed = ir.AttrTensors("t", [ir.tensor(np.zeros(3, np.float32)), ir.tensor(np.zeros(5, np.int64))])
+    node = ir.Node("local", "Table", [], [listed])
+    model = ir.Model(ir.Graph([], node.outputs, nodes=[node], opset_imports={"local": 1}), ir_version=9)
+    assert [tensor.size for tensor in tensors(model)] == [3, 5] and total_bytes(model) == 52
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, SystemExit, OSError(28, "No space left on device")])
