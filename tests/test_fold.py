@@ -135,12 +135,18 @@ def test_a_zero_point_that_says_nothing_new_is_not_written(operands: str, step: 
     assert list(result.graph.node[0].input[2:]) == list(model.graph.node[0].input[2:])
 
 
+def untyped(body: str) -> onnx.ModelProto:
+    """A model of x where inference stops at an operator of another domain, and the type of e is declared further on."""
+    text = f"(T[N,4,3,3] x) => (T[N,4,h,w] y) {{ {body} }}"
+    model = build(text, domains=', "com.microsoft" : 1', checked=False)
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("e", onnx.TensorProto.FLOAT, ["N", 4, "h", "w"]))
+    return model
+
+
 @pytest.mark.parametrize("call", ["Clip(c, 0.5, 6.0)", "Pad(c, {0,0,1,1,0,0,1,1}, 0.5)"])
 def test_no_constant_is_written_beside_a_value_of_unknown_type(call: str) -> None:
-    """Inference stops at an operator of another domain; a type declared further on lets the affine come back to it."""
-    body = f"c = com.microsoft.Gelu(x)  d = {call}  e = Identity(d)  y = BN1(e, A.4)"
-    model = build(f"(T[N,4,3,3] x) => (T[N,4,h,w] y) {{ {body} }}", domains=', "com.microsoft" : 1', checked=False)
-    model.graph.value_info.append(onnx.helper.make_tensor_value_info("e", onnx.TensorProto.FLOAT, ["N", 4, "h", "w"]))
+    """The type of e lets the affine come back to where none is known."""
+    model = untyped(f"c = com.microsoft.Gelu(x)  d = {call}  e = Identity(d)  y = BN1(e, A.4)")
     result, report = folded(model)
     assert operators(result) == operators(model)
     assert [e.reason.code for e in report.entries if e.reason] == [
@@ -151,9 +157,7 @@ def test_no_constant_is_written_beside_a_value_of_unknown_type(call: str) -> Non
 @pytest.mark.parametrize("reader", ["", "  z = Sigmoid(d)"])
 def test_nothing_is_computed_on_a_value_of_unknown_type(reader: str) -> None:
     """Its rank is unknown too, and whether others read a part of it; what is left is computed where both are known."""
-    body = f"c = com.microsoft.Gelu(x)  d = Identity(c)  e = Identity(d)  y = BN10+(e, A.4){reader}"
-    model = build(f"(T[N,4,3,3] x) => (T[N,4,h,w] y) {{ {body} }}", domains=', "com.microsoft" : 1', checked=False)
-    model.graph.value_info.append(onnx.helper.make_tensor_value_info("e", onnx.TensorProto.FLOAT, ["N", 4, "h", "w"]))
+    model = untyped(f"c = com.microsoft.Gelu(x)  d = Identity(c)  e = Identity(d)  y = BN10+(e, A.4){reader}")
     result, _ = folded(model)
     assert operators(result) == ["Gelu", "Identity", "Identity", "Mul", *["Sigmoid"] * bool(reader)]
     assert result.graph.node[3].input[0] == "e"
