@@ -1,14 +1,16 @@
 """A version's queue: bounded, with deadlines and cancellation; several requests become one batch where that is on.
 
-Everything here happens on the event loop, except `_work`, which runs a batch in the pool. So there are no locks.
+Requests come and are answered on the event loop; the pool's threads run them. A thread that has run a batch takes the
+next by itself, for until the event loop came to give it one it would have nothing to do: so a lock guards the queue.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 from bnfold.arrays import Array
 from bnfold.serve.errors import Refused, overloaded
 from bnfold.serve.stats import Stats, Timings
+from bnfold.serve.workers import Workers
 
 Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], dict[str, Array]]
@@ -32,7 +35,13 @@ class Job:
     shape: tuple[Any, ...] = ()
     came: int = 0
     started: int = 0
-    expiry: asyncio.TimerHandle | None = None
+    wait: float = 0.0
+    deadline: float = 0.0
+
+    @property
+    def queued(self) -> bool:
+        """Whether it could not be run at once."""
+        return self.deadline > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +63,18 @@ class Batcher:
     """
 
     run: Run
-    pool: Executor
+    workers: Workers
     limits: Limits
     stats: Stats
     finished: Callable[[Arrays, Arrays, Sequence[Job], Timings], None]
     _waiting: dict[Job, None] = field(default_factory=dict)
+    _started: deque[list[Job]] = field(default_factory=deque)
     _running: int = 0
     _closed: bool = False
     _timer: asyncio.TimerHandle | None = None
+    _alarm: asyncio.TimerHandle | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def depth(self) -> int:
@@ -85,12 +97,14 @@ class Batcher:
         if self._running < self.limits.concurrency and not self._waiting and self.limits.delay == 0:
             self._start([job])
             return job
-        if len(self._waiting) >= self.limits.queue:
-            raise overloaded(f"the queue is full: {self.limits.queue} requests wait; try again", "queue-full")
-        wait = min(timeout or self.limits.timeout, self.limits.timeout)
-        job.expiry = loop.call_later(wait, self._expire, job, wait)
-        self._waiting[job] = None
-        job.future.add_done_callback(lambda future: self._waiting.pop(job, None))
+        job.wait = min(timeout or self.limits.timeout, self.limits.timeout)
+        job.deadline = loop.time() + job.wait
+        with self._lock:
+            if len(self._waiting) >= self.limits.queue:
+                raise overloaded(f"the queue is full: {self.limits.queue} requests wait; try again", "queue-full")
+            self._waiting[job] = None
+        self._alarm_at(job.deadline)
+        job.future.add_done_callback(lambda future: self._leave(job))
         self._pump()
         return job
 
@@ -99,25 +113,49 @@ class Batcher:
         while self._waiting or self._running:
             self._idle.clear()
             await self._idle.wait()
+        if self._alarm is not None:
+            self._alarm.cancel()
 
     def close(self) -> None:
         """Take nothing more; what was taken is finished."""
         self._closed = True
 
-    def _expire(self, job: Job, wait: float) -> None:
-        if not job.future.done():
-            job.future.set_exception(overloaded(f"timed out after {wait:g} s in the queue; try again", "timeout"))
+    def _alarm_at(self, deadline: float) -> None:
+        """Look then for what has waited too long. One timer serves all, since nearly all are run long before."""
+        if self._alarm is not None:
+            if self._alarm.when() <= deadline:
+                return
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_at(deadline, self._expire)
+
+    def _expire(self) -> None:
+        self._alarm, now = None, asyncio.get_running_loop().time()
+        with self._lock:
+            waiting = list(self._waiting)
+        for job in waiting:
+            if job.deadline > now:
+                self._alarm_at(job.deadline)
+            elif self._leave(job):
+                why = f"timed out after {job.wait:g} s in the queue; try again"
+                job.future.set_exception(overloaded(why, "timeout"))
+
+    def _leave(self, job: Job) -> bool:
+        """Take a request out of the queue; return whether it still waited there."""
+        with self._lock:
+            waited = self._waiting.pop(job, False) is None
         self._settle()
+        return waited
 
     def _pump(self) -> None:
-        while self._waiting and self._running < self.limits.concurrency:
-            jobs = self._gather()
-            if jobs is None:
-                return
+        while self._running < self.limits.concurrency and (jobs := self._next()):
             self._start(jobs)
 
+    def _next(self) -> list[Job] | None:
+        """Take what is to be run next; None if there is nothing, or if it pays to wait for more."""
+        with self._lock:
+            return self._gather() if self._waiting else None
+
     def _gather(self) -> list[Job] | None:
-        """Take the oldest request and those that can go with it; None if it pays to wait for more."""
         first = next(iter(self._waiting))
         jobs, rows = [first], first.rows
         for job in self._waiting:
@@ -132,8 +170,6 @@ class Batcher:
                 return None
         for job in jobs:
             del self._waiting[job]
-            if job.expiry is not None:
-                job.expiry.cancel()
         return jobs
 
     def _overdue(self) -> None:
@@ -142,16 +178,36 @@ class Batcher:
 
     def _start(self, jobs: list[Job]) -> None:
         self._running += 1
-        loop = asyncio.get_running_loop()
-        now = time.perf_counter_ns()
-        for job in jobs:
-            job.started = now
-        work = self.pool.submit(_work, self.run, jobs)
-        work.add_done_callback(lambda done: loop.call_soon_threadsafe(self._end, jobs, done.result()))
+        self._hand_over(jobs)
 
-    def _end(self, jobs: list[Job], batches: list[Batch]) -> None:
-        self._running -= 1
-        self._pump()
+    def _hand_over(self, jobs: list[Job]) -> None:
+        # Not as an argument, which the thread would hold for as long as it goes on: requests may be large.
+        self._started.append(jobs)
+        self.workers.submit(self._serve)
+
+    def _serve(self) -> None:
+        """Run a batch, in a thread, and then the next: where others want the thread, once it is their turn again."""
+        jobs: list[Job] | None = self._started.popleft()
+        while jobs is not None:
+            jobs = self._report(jobs, _work(self.run, jobs))
+            if jobs is not None and self.workers.wanted:
+                self._hand_over(jobs)
+                jobs = None
+
+    def _report(self, jobs: list[Job], batches: list[Batch]) -> list[Job] | None:
+        """Tell the event loop what came of a batch; return the next."""
+        # To wait for company takes a timer, and so the event loop.
+        following = self._next() if self.limits.delay == 0 else None
+        try:
+            jobs[0].future.get_loop().call_soon_threadsafe(self._end, batches, following is None)
+        except RuntimeError:
+            return None  # the loop is closed, so nobody waits any more
+        return following
+
+    def _end(self, batches: list[Batch], last: bool) -> None:
+        if last:
+            self._running -= 1
+            self._pump()
         for batch in batches:
             for job, answer in zip(batch.jobs, batch.answers, strict=True):
                 if job.future.done():
@@ -186,6 +242,9 @@ def _work(run: Run, jobs: list[Job]) -> list[Batch]:
     jobs = [job for job in jobs if not job.future.done()]  # cancelled since it was taken
     if not jobs:
         return []
+    now = time.perf_counter_ns()
+    for job in jobs:
+        job.started = now
     try:
         return [_together(run, jobs)]
     except Exception as error:  # whatever it is, the request must hear of it

@@ -26,6 +26,7 @@ from bnfold.serve.request import Request, Response
 from bnfold.serve.settings import Settings
 from bnfold.serve.stats import Stats
 from bnfold.serve.versions import Serving, State, Versions, serve
+from bnfold.serve.workers import Workers
 
 
 @dataclass(slots=True)
@@ -86,7 +87,7 @@ class Core:
         self.began = time.time()
         concurrency = settings.concurrency or cores()
         self._limits = Limits(settings.queue, concurrency, 1, settings.batch_delay, settings.timeout)
-        self._pool = ThreadPoolExecutor(concurrency, "infer")
+        self._workers = Workers(concurrency)
         self._loader = ThreadPoolExecutor(1, "load")
         self._retiring: set[asyncio.Task[None]] = set()
         for observer in self.observers:
@@ -183,7 +184,7 @@ class Core:
                 versions.fail("the load was cut off; the log may say why")
                 raise
             stats = versions.stats.setdefault(version, Stats())
-            new = serve(model, stats, self._pool, self._limits, self.observers, self._guard)
+            new = serve(model, stats, self._workers, self._limits, self.observers, self._guard)
             self._retire(versions.swap(new))
             self._tell(versions.current, current)
             facts = {"path": path, "provider": model.provider, "sha256": model.digest[:12]}
@@ -225,7 +226,7 @@ class Core:
         self._trimmer.close()
         for observer in self.observers:
             await observer.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._workers.close()
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     def _settled(self, future: asyncio.Future[Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from bnfold.serve.errors import Refused, overloaded, unknown
 from bnfold.serve.model import Model
 from bnfold.serve.observe import Finished
 from bnfold.serve.stats import Stats, Timings
+from bnfold.serve.workers import Workers
 
 if TYPE_CHECKING:
     from bnfold.serve.observe import Observer
@@ -102,7 +102,7 @@ class Versions:
         return dropped
 
 
-def serve(model: Model, stats: Stats, pool: Executor, limits: Limits, observers: Sequence[Observer],
+def serve(model: Model, stats: Stats, workers: Workers, limits: Limits, observers: Sequence[Observer],
           guard: Callable[[Callable[[], object]], None]) -> Serving:  # fmt: skip
     """Give a model its queue; `guard` runs an observer and survives it."""
 
@@ -113,4 +113,4 @@ def serve(model: Model, stats: Stats, pool: Executor, limits: Limits, observers:
                 guard(lambda observer=observer: observer.finished(batch))  # type: ignore[misc]
 
     own = Limits(limits.queue, limits.concurrency, model.rows, limits.delay, limits.timeout)
-    return Serving(model, Batcher(model.run, pool, own, stats, finished))
+    return Serving(model, Batcher(model.run, workers, own, stats, finished))

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from bnfold.serve.model import open_model
 from bnfold.serve.request import Request, Tensor
 from bnfold.serve.settings import Settings
 from bnfold.serve.stats import Stats
+from bnfold.serve.workers import Workers
 from tests.serve import zoo
 from tests.serve.conftest import size
 
@@ -44,16 +44,17 @@ class Machine:
 
 
 @pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as pool:
-        yield pool
+def workers() -> Iterator[Workers]:
+    workers = Workers(4)
+    yield workers
+    workers.close()
 
 
-def run(machine: Any, pool: ThreadPoolExecutor, limits: Limits, story: Callable[[Batcher], Coroutine[Any, Any, None]],
+def run(machine: Any, workers: Workers, limits: Limits, story: Callable[[Batcher], Coroutine[Any, Any, None]],
         finished: Callable[..., None] = lambda *_: None) -> Stats:  # fmt: skip
     async def go() -> Stats:
         stats = Stats()
-        batcher = Batcher(machine, pool, limits, stats, finished)
+        batcher = Batcher(machine, workers, limits, stats, finished)
         async with asyncio.timeout(60):
             await story(batcher)
             await batcher.drain()
@@ -66,7 +67,7 @@ def rows(*values: float) -> Arrays:
     return {"x": np.array(values, np.float32).reshape(-1, 1)}
 
 
-def test_rows_are_never_swapped(pool: ThreadPoolExecutor) -> None:
+def test_rows_are_never_swapped(workers: Workers) -> None:
     """16 clients with requests of many sizes: every row comes back to the one who sent it."""
     sizes: list[int] = []
 
@@ -85,12 +86,12 @@ def test_rows_are_never_swapped(pool: ThreadPoolExecutor) -> None:
         time.sleep(0.0005)
         return {"y": 2 * feeds["x"]}
 
-    stats = run(slow, pool, Limits(64, 1, 8, 0.0), story, lambda f, o, jobs, t: sizes.append(len(jobs)))
+    stats = run(slow, workers, Limits(64, 1, 8, 0.0), story, lambda f, o, jobs, t: sizes.append(len(jobs)))
     assert stats.executions == len(sizes) and max(sizes) > 1, "nothing was joined"
     assert all(batch <= 8 for batch in stats.batches)
 
 
-def test_a_batch_counts_rows_not_requests(pool: ThreadPoolExecutor) -> None:
+def test_a_batch_counts_rows_not_requests(workers: Workers) -> None:
     machine = Machine()
     machine.gate.clear()
 
@@ -100,12 +101,12 @@ def test_a_batch_counts_rows_not_requests(pool: ThreadPoolExecutor) -> None:
         machine.gate.set()
         await asyncio.gather(*(job.future for job in jobs))
 
-    run(machine, pool, Limits(64, 1, 8), story)
+    run(machine, workers, Limits(64, 1, 8), story)
     # The first was alone; then 3 + 3 + 2 fill a batch of 8, 1 goes next, and 9 is more than a batch and goes alone.
     assert [len(feeds["x"]) for feeds in machine.ran] == [1, 8, 1, 9]
 
 
-def test_a_bad_request_fails_alone(pool: ThreadPoolExecutor) -> None:
+def test_a_bad_request_fails_alone(workers: Workers) -> None:
     machine = Machine()
     machine.gate.clear()
 
@@ -116,10 +117,10 @@ def test_a_bad_request_fails_alone(pool: ThreadPoolExecutor) -> None:
         assert [type(answer) for answer in answers] == [dict, dict, Refused, dict]
         assert answers[3]["y"] == 6  # type: ignore[index, call-overload]
 
-    run(machine, pool, Limits(64, 1, 8), story)
+    run(machine, workers, Limits(64, 1, 8), story)
 
 
-def test_the_queue_is_bounded(pool: ThreadPoolExecutor) -> None:
+def test_the_queue_is_bounded(workers: Workers) -> None:
     machine = Machine()
     machine.gate.clear()
 
@@ -134,11 +135,11 @@ def test_the_queue_is_bounded(pool: ThreadPoolExecutor) -> None:
         machine.gate.set()
         await asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
 
-    run(machine, pool, Limits(4, 1, 1), story)
+    run(machine, workers, Limits(4, 1, 1), story)
     assert [feeds["x"].item() for feeds in machine.ran] == [0, 1, 3, 4, 5]
 
 
-def test_what_waits_too_long_is_refused_and_not_run(pool: ThreadPoolExecutor) -> None:
+def test_what_waits_too_long_is_refused_and_not_run(workers: Workers) -> None:
     machine = Machine()
     machine.gate.clear()
 
@@ -153,11 +154,11 @@ def test_what_waits_too_long_is_refused_and_not_run(pool: ThreadPoolExecutor) ->
         machine.gate.set()
         await asyncio.gather(first.future, patient.future)
 
-    run(machine, pool, Limits(64, 1, 1), story)
+    run(machine, workers, Limits(64, 1, 1), story)
     assert [feeds["x"].item() for feeds in machine.ran] == [0, 3]
 
 
-def test_of_1000_cancelled_hardly_any_is_run(pool: ThreadPoolExecutor) -> None:
+def test_of_1000_cancelled_hardly_any_is_run(workers: Workers) -> None:
     machine = Machine()
     machine.gate.clear()
 
@@ -169,11 +170,11 @@ def test_of_1000_cancelled_hardly_any_is_run(pool: ThreadPoolExecutor) -> None:
         machine.gate.set()
         await jobs[0].future
 
-    run(machine, pool, Limits(2000, 1, 1), story)
+    run(machine, workers, Limits(2000, 1, 1), story)
     assert len(machine.ran) <= 10
 
 
-def test_a_batch_waits_for_company_but_not_long(pool: ThreadPoolExecutor) -> None:
+def test_a_batch_waits_for_company_but_not_long(workers: Workers) -> None:
     machine = Machine()
 
     async def story(batcher: Batcher) -> None:
@@ -183,11 +184,11 @@ def test_a_batch_waits_for_company_but_not_long(pool: ThreadPoolExecutor) -> Non
         await asyncio.gather(one.future, two.future)
         await batcher.submit(rows(3), 1).future  # alone: after the delay it goes all the same
 
-    run(machine, pool, Limits(64, 1, 8, 0.1), story)
+    run(machine, workers, Limits(64, 1, 8, 0.1), story)
     assert [len(feeds["x"]) for feeds in machine.ran] == [2, 1]
 
 
-def test_drained_means_answered(pool: ThreadPoolExecutor) -> None:
+def test_drained_means_answered(workers: Workers) -> None:
     machine = Machine()
     machine.gate.clear()
 
@@ -200,10 +201,10 @@ def test_drained_means_answered(pool: ThreadPoolExecutor) -> None:
         await batcher.drain()
         assert all(job.future.done() for job in jobs)
 
-    run(machine, pool, Limits(64, 2, 4, 0.5), story)
+    run(machine, workers, Limits(64, 2, 4, 0.5), story)
 
 
-def test_a_bug_in_the_run_reaches_its_request(pool: ThreadPoolExecutor) -> None:
+def test_a_bug_in_the_run_reaches_its_request(workers: Workers) -> None:
     def broken(feeds: Arrays) -> Arrays:
         raise ZeroDivisionError
 
@@ -211,10 +212,10 @@ def test_a_bug_in_the_run_reaches_its_request(pool: ThreadPoolExecutor) -> None:
         with pytest.raises(ZeroDivisionError):
             await batcher.submit(rows(1), 1).future
 
-    run(broken, pool, Limits(), story)
+    run(broken, workers, Limits(), story)
 
 
-def test_a_model_that_loses_rows_is_not_answered_from_a_batch(pool: ThreadPoolExecutor) -> None:
+def test_a_model_that_loses_rows_is_not_answered_from_a_batch(workers: Workers) -> None:
     machine = Machine()
     machine.gate.clear()
 
@@ -228,7 +229,7 @@ def test_a_model_that_loses_rows_is_not_answered_from_a_batch(pool: ThreadPoolEx
         answers = await asyncio.gather(*(job.future for job in jobs))
         assert [answer["y"].item() for answer in answers] == [0, 1, 2]  # each was run again, alone
 
-    run(short, pool, Limits(64, 1, 8), story)
+    run(short, workers, Limits(64, 1, 8), story)
 
 
 def test_a_model_that_mixes_rows_is_not_batched(tmp_path: Path) -> None:
@@ -271,7 +272,7 @@ def test_batched_answers_equal_single_ones(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
-def test_a_job_is_its_own(pool: ThreadPoolExecutor) -> None:
+def test_a_job_is_its_own(workers: Workers) -> None:
     """Two equal requests are two."""
 
     async def story(batcher: Batcher) -> None:
@@ -279,4 +280,4 @@ def test_a_job_is_its_own(pool: ThreadPoolExecutor) -> None:
         assert len({id(job) for job in jobs}) == 3 and isinstance(jobs[0], Job)
         assert [(await job.future)["y"].item() for job in jobs] == [2, 2, 2]
 
-    run(Machine(), pool, Limits(), story)
+    run(Machine(), workers, Limits(), story)
