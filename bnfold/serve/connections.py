@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -14,13 +15,42 @@ PATIENCE = 8.0
 RATE = 16 * 1024
 HEADERS = 32 * 1024
 CONNECTIONS = 1024
+# Where a request's scope has its connection.
+CONNECTION = "bnfold.connection"
+
+
+class Joined:
+    """What an answer is written to: its head goes out with what follows it, in one packet where uvicorn makes two."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self.close, self.is_closing = transport.close, transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Send, after the head that is held; a head itself is held."""
+        if data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100"):
+            self._head = data
+        elif self._head:
+            head, self._head = self._head, b""
+            self._transport.writelines((head, data))
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send the head that nothing followed."""
+        if self._head:
+            self.write(b"")
 
 
 class Guarded(HttpToolsProtocol):
     """Closes a connection that is slower or larger than the limits; a fast request costs no timer."""
 
     limit, most = CONNECTIONS, 1 << 40
+    # Called if the client goes away, while there is something to call.
+    on_leave: Callable[[], object] | None = None
 
+    _joined: Joined
     _timer: asyncio.TimerHandle | None = None
     _incomplete = True
     _received = _wire = 0
@@ -29,6 +59,7 @@ class Guarded(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._joined = Joined(transport)
         if len(self.connections) > self.limit:
             self._refuse(503, "too many connections; try again")
             return
@@ -37,6 +68,8 @@ class Guarded(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         self._leave_reader()
+        if self.on_leave is not None:
+            self.on_leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -64,6 +97,7 @@ class Guarded(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._incomplete, self._headers, self._wire = True, 0, 0
         super().on_message_begin()
+        self.scope[CONNECTION] = self  # type: ignore[literal-required]
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -72,6 +106,14 @@ class Guarded(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value))
         super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self.cycle.transport = self._joined  # type: ignore[assignment]
+
+    def on_response_complete(self) -> None:
+        self._joined.flush()
+        super().on_response_complete()
 
     def on_message_complete(self) -> None:
         self._incomplete = False
