@@ -16,8 +16,11 @@ import grpc.aio
 
 from bnfold.serve.errors import Refused, overloaded
 
-# Seconds: what takes twice as long is large or slow; within which it must be there; between two messages of a stream.
+# Seconds: between two looks at what is awaited; within which a large message must be there; between those of a stream.
 PROMPT, ARRIVAL, IDLE = 0.1, 30.0, 300.0
+# What is still not there at the third look is large or slow. One look would not do: a loop that was held up runs its
+# timers before it sees what came meanwhile.
+_LOOKS = 3
 
 
 class Intake:
@@ -25,23 +28,27 @@ class Intake:
 
     def __init__(self, places: int) -> None:
         self.places = places
+        self._awaited: dict[asyncio.Timeout, int] = {}
         self._slow: set[asyncio.Timeout] = set()
-        self._timers: dict[asyncio.Timeout, asyncio.TimerHandle] = {}
+        self._looking = False
         self._streams = 0
 
     async def message(self, context: Any) -> bytes:
         """The one message of a call. Raises `Refused` if it has none, or is one too many, or too slow."""
-        limit = asyncio.timeout(ARRIVAL)
+        limit = asyncio.timeout(None)
         try:
             async with limit:
-                self._later(limit, again=True)
+                self._awaited[limit] = 0
+                if not self._looking:
+                    self._looking = True
+                    self._again()
                 found = await context.read()
         except TimeoutError:
             if limit in self._slow:
                 raise overloaded(f"the message was not there within {ARRIVAL:g} s", "timeout") from None
             raise overloaded(f"{self.places} large messages are on their way already; try again", "memory") from None
         finally:
-            self._timers.pop(limit).cancel()
+            self._awaited.pop(limit, None)
             self._slow.discard(limit)
         if found is grpc.aio.EOF:
             raise Refused("the call has no message")
@@ -65,14 +72,23 @@ class Intake:
         finally:
             self._streams -= 1
 
-    def _later(self, limit: asyncio.Timeout, *, again: bool) -> None:
-        self._timers[limit] = asyncio.get_running_loop().call_later(PROMPT, self._late, limit, again)
+    def _again(self) -> None:
+        asyncio.get_running_loop().call_later(PROMPT, self._look)
 
-    def _late(self, limit: asyncio.Timeout, again: bool) -> None:
-        # A loop that was held up runs its timers before it sees what came meanwhile; hence the second look.
-        if again:
-            self._later(limit, again=False)
-        elif len(self._slow) < self.places:
-            self._slow.add(limit)
-        else:
-            limit.reschedule(asyncio.get_running_loop().time())
+    def _look(self) -> None:
+        """One timer for all of them: a message that is there at once, as most are, costs none of its own."""
+        self._looking = bool(self._awaited)
+        if not self._looking:
+            return
+        now = asyncio.get_running_loop().time()
+        for limit, looks in list(self._awaited.items()):
+            if looks + 1 < _LOOKS:
+                self._awaited[limit] = looks + 1
+                continue
+            del self._awaited[limit]
+            if len(self._slow) < self.places:
+                self._slow.add(limit)
+                limit.reschedule(now + ARRIVAL)
+            else:
+                limit.reschedule(now)
+        self._again()
