@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -24,8 +26,13 @@ from bnfold.serve.runner import Runner
 from bnfold.serve.settings import Settings
 from bnfold.serve.tensors import DTYPES, TEXT
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
 # The batch that GPUs are given by default; a CPU gains nothing from batches.
 GPU_BATCH = 32
+# A run of less is not shared by threads: to wake them takes as long. How often one is timed.
+SHORT_S, _TRIES = 0.002, 5
 # An arena that grows by what is needed, where by default it doubles.
 _ARENA = {name: {"arena_extend_strategy": "kSameAsRequested"} for name in ("cuda", "rocm")}
 
@@ -84,15 +91,7 @@ def open_model(name: str, version: str, path: Path, settings: Settings) -> Model
     certified = certificate(source, str(path))
     declared = contract(source, name)
     on_cpu = named(settings.provider).on_cpu
-    session = runtime.session(
-        path,
-        settings.provider,
-        optimize=True,
-        threads=settings.threads or cores(),
-        strict=settings.strict_device,
-        gate=False,
-        hosting=runtime.Hosting(_provider_options(settings), settings.custom_ops),
-    )
+    session = _session(path, settings, declared)
     if signature(files) != before:
         raise ModelError(f"{path}: changed while it was loaded; write it elsewhere and move it into place")
     wish = settings.max_batch if settings.max_batch is not None else 1 if on_cpu else GPU_BATCH
@@ -118,6 +117,40 @@ def open_model(name: str, version: str, path: Path, settings: Settings) -> Model
     if mixed and settings.max_batch is not None:
         raise ModelError(f"{path}: {mixed}; serve it with --max-batch 1")
     return model
+
+
+def _session(path: Path, settings: Settings, declared: Contract) -> InferenceSession:
+    """Open it with as many threads as may be; with one, where a run is so short that to share it gains nothing.
+
+    That is seen where one row's size is known. A request more is then run beside it instead, which costs less.
+    """
+
+    def opened(threads: int) -> InferenceSession:
+        hosting = runtime.Hosting(_provider_options(settings), settings.custom_ops)
+        strict = settings.strict_device
+        return runtime.session(
+            path, settings.provider, optimize=True, threads=threads, strict=strict, gate=False, hosting=hosting
+        )
+
+    session, ports = opened(settings.threads or cores()), declared.inputs.values()
+    if settings.threads or cores() == 1 or not named(settings.provider).on_cpu or not all(p.is_plain for p in ports):
+        return session
+    random = np.random.default_rng(0)
+    feeds = {port.name: _sample(port, random) for port in ports}
+    if _seconds(session, feeds) < SHORT_S and _seconds(alone := opened(1), feeds) < SHORT_S:
+        return alone
+    return session
+
+
+def _seconds(session: InferenceSession, feeds: Mapping[str, Array]) -> float:
+    """The least that a run takes; infinite if it fails, which the warm-up tells of."""
+    run, times = Runner(session, bind=False), [inf]
+    with suppress(Refused):
+        for _ in range(_TRIES):
+            start = time.perf_counter()
+            run(feeds)
+            times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def warm_up(model: Model) -> str | None:
