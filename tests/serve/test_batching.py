@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,9 +146,8 @@ def test_what_waits_too_long_is_refused_and_not_run(workers: Workers) -> None:
     machine.gate.clear()
 
     async def story(batcher: Batcher) -> None:
-        first = batcher.submit(rows(0), 1)
-        late = [batcher.submit(rows(k), 1, timeout=0.05) for k in (1, 2)]
-        patient = batcher.submit(rows(3), 1)
+        first, patient = batcher.submit(rows(0), 1), batcher.submit(rows(3), 1)
+        late = [batcher.submit(rows(k), 1, timeout=wait) for k, wait in ((1, 0.1), (2, 0.05), (4, 0.15))]
         for job in late:
             with pytest.raises(Refused, match="timed out") as raised:
                 await job.future
@@ -156,6 +157,73 @@ def test_what_waits_too_long_is_refused_and_not_run(workers: Workers) -> None:
 
     run(machine, workers, Limits(64, 1, 1), story)
     assert [feeds["x"].item() for feeds in machine.ran] == [0, 3]
+
+
+def test_a_thread_goes_on_while_the_event_loop_is_held_up(workers: Workers) -> None:
+    machine = Machine()
+
+    async def story(batcher: Batcher) -> None:
+        jobs = [batcher.submit(rows(k), 1) for k in range(5)]
+        deadline = time.monotonic() + 30
+        while len(machine.ran) < 5 and time.monotonic() < deadline:
+            time.sleep(0.001)  # and nothing else: the loop stands
+        assert [feeds["x"].item() for feeds in machine.ran] == [0, 1, 2, 3, 4]
+        assert [(await job.future)["y"].item() for job in jobs] == [0, 2, 4, 6, 8]
+        assert batcher.busy == 0
+
+    stats = run(machine, workers, Limits(64, 1, 1), story)
+    assert (stats.executions, stats.compute.run.count) == (5, 5)
+
+
+def test_what_comes_as_the_last_thread_leaves_is_run(workers: Workers) -> None:
+    """The thread has found nothing more to do, and the event loop does not know it yet."""
+
+    async def story(batcher: Batcher) -> None:
+        first = batcher.submit(rows(1), 1)
+        while len(workers._idle) < 4:
+            time.sleep(0.001)
+        second = batcher.submit(rows(2), 1)
+        assert second.queued and not first.future.done()
+        assert (await second.future)["y"].item() == 4
+
+    run(Machine(), workers, Limits(64, 1, 1), story)
+
+
+def test_models_take_turns_at_a_thread() -> None:
+    machine, workers = Machine(), Workers(1)
+    machine.gate.clear()
+
+    async def go() -> None:
+        batchers = [Batcher(machine, workers, Limits(), Stats(), lambda *_: None) for _ in range(2)]
+        jobs = [batcher.submit(rows(place), 1) for place, batcher in enumerate(batchers) for _ in range(4)]
+        machine.gate.set()
+        await asyncio.gather(*(job.future for job in jobs))
+
+    asyncio.run(go())
+    workers.close()
+    assert [feeds["x"].item() for feeds in machine.ran] == [0, 1] * 4
+
+
+def test_what_was_served_is_forgotten(workers: Workers) -> None:
+    """Neither a timer nor a thread keeps a model, or a request, once it is drained."""
+
+    async def go() -> None:
+        machine = Machine()
+        machine.gate.clear()
+        batcher = Batcher(machine, workers, Limits(timeout=3600.0), Stats(), lambda *_: None)
+        jobs = [batcher.submit(rows(k), 1) for k in range(3)]
+        machine.gate.set()
+        await asyncio.gather(*(job.future for job in jobs))
+        await batcher.drain()
+        seen = [weakref.ref(batcher), *(weakref.ref(job.future) for job in jobs)]
+        del batcher, jobs
+        deadline = time.monotonic() + 30
+        while any(ref() is not None for ref in seen) and time.monotonic() < deadline:
+            gc.collect()
+            await asyncio.sleep(0.001)
+        assert [ref() for ref in seen] == [None] * 4
+
+    asyncio.run(go())
 
 
 def test_of_1000_cancelled_hardly_any_is_run(workers: Workers) -> None:
