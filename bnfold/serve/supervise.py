@@ -125,11 +125,16 @@ def _start(
         "parent": parent.fileno(),
         "restarts": restarts,
     }
-    return subprocess.Popen(
-        [sys.executable, "-m", "bnfold.serve"],
-        env={**os.environ, _VARIABLE: json.dumps(handed)},
-        pass_fds=[*numbers, parent.fileno()],
-    )
+    # A terminal interrupts the worker too, perhaps in the middle of an import: it takes SIGTERM from us alone.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "bnfold.serve"],
+            env={**os.environ, _VARIABLE: json.dumps(handed)},
+            pass_fds=[*numbers, parent.fileno()],
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _said_ready(ours: socket.socket) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -181,3 +182,26 @@ def test_serving_needs_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     for options in ((), ("--no-supervise",)):
         assert fails("model.onnx", *FREE, *options) == (2, 'bnfold: serving needs grpc: pip install "bnfold[serve]"')
+
+
+@pytest.mark.parametrize("options", [(), ("--no-supervise",)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_start_can_be_interrupted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals, options: tuple[str, ...]
+) -> None:
+    """A terminal interrupts the worker as well, here before its parent could end it, in the middle of an import."""
+    first = "" if number == signal.SIGTERM or options else "signal.raise_signal(signal.SIGINT)"
+    importing = f"import signal, time\nprint('importing', flush=True)\n{first}\ntime.sleep(60)\n"
+    (tmp_path / "grpc.py").write_text(importing, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    command = [sys.executable, "-m", "bnfold", "serve", "model.onnx", *FREE, *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, start_new_session=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "importing\n"
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + number, said
+    assert len(said.strip().splitlines()) <= 1 and "Traceback" not in said
+    with pytest.raises(ProcessLookupError):  # nobody is left
+        os.killpg(process.pid, 0)
