@@ -13,7 +13,7 @@ import pytest
 from bnfold.errors import ModelError
 from bnfold.serve.core import Core
 from bnfold.serve.errors import Refused
-from bnfold.serve.model import Model
+from bnfold.serve.model import Model, open_model
 from bnfold.serve.observe import Finished, Observer
 from bnfold.serve.request import Request, Tensor
 from bnfold.serve.settings import Settings
@@ -250,3 +250,18 @@ def test_one_broken_model_is_told_once_and_several_each(tmp_path: Path, caplog: 
 
     run(core, story())
     assert [record.fields["model"] for record in caplog.records if record.message == "not served"] == ["b"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "short", "expected"),
+    [("cnn", None, 0.002, 1), ("cnn", 3, 0.002, 3), ("cnn", None, 0.0, 4), ("pair", None, 0.002, 4),
+     ("slow", None, 0.002, 4)],
+    ids=["short", "told", "long", "rows of any length", "not only floats"],
+)  # fmt: skip
+def test_a_short_run_has_one_thread(
+    tmp_path: Path, name: str, asked: int | None, short: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bnfold.serve.model.cores", lambda: 4)
+    monkeypatch.setattr("bnfold.serve.model.SHORT_S", short)
+    model = open_model(name, "1", zoo.write(zoo.MODELS[name](), tmp_path / name), Settings(tmp_path, threads=asked))
+    assert model.run._session.get_session_options().intra_op_num_threads == expected
