@@ -19,11 +19,16 @@ def command() -> None:
 
 
 @command.command(
-    "triton", epilog=example("bnfold package triton folded.onnx -o repository --name digits --max-batch 32 --gpu")
+    "triton",
+    short_help="Write a model into a Triton model repository.",
+    epilog=example(
+        "bnfold package triton folded.onnx -o repository",
+        "bnfold package triton folded.onnx -o repository --name digits --max-batch 32 --gpu",
+    ),
 )
 @click.argument("model")
 @output("the repository; a new version is added to it")
-@click.option("--name", required=True, metavar="NAME", help="The model's name in the repository.")
+@click.option("--name", metavar="NAME", help="The model's name in the repository.  [default: the file's]")
 @click.option("--version", type=click.IntRange(min=1), metavar="N", help="Its version.  [default: the next]")
 @click.option("--max-batch", type=click.IntRange(min=0), default=0, show_default=True, metavar="ROWS", help="Rows that "
               "Triton may join; 0 joins none.")  # fmt: skip
@@ -33,13 +38,19 @@ def command() -> None:
 def triton(model: str, output: str, screen: Any, **options: Any) -> None:
     """Write MODEL and its config.pbtxt into a Triton model repository, which `bnfold serve` reads as well."""
     with screen.working(f"reading {model}"):
+        from bnfold.report.layout import plain
         from bnfold.serve import packaging
 
         done = packaging.triton(model, output, **options)
-    screen.result("package", {"model": model, **done.to_dict()}, *done.files)
+    told = (f"{done.name}, version {done.version}", *done.files)
+    screen.result("package", {"model": model, **done.to_dict()}, *map(plain, told))
 
 
-@command.command("kserve", epilog=example("bnfold package kserve --name digits --storage s3://bucket/repository"))
+@command.command(
+    "kserve",
+    short_help="Print the manifest with which KServe runs it.",
+    epilog=example("bnfold package kserve --name digits --storage s3://bucket/repository"),
+)
 @click.option("--name", required=True, metavar="NAME", help="The service's name in Kubernetes.")
 @click.option("--storage", required=True, metavar="URI", help="Where the repository of `package triton` is.")
 @click.option("--replicas", type=click.IntRange(min=0), default=1, show_default=True, metavar="N", help="At least so "

@@ -18,7 +18,7 @@ from bnfold.errors import ModelError, OutputError, UsageError
 from bnfold.files import reason, replacing, unwritable
 from bnfold.graph import external_tensors
 from bnfold.serve.contract import Contract, Port, contract
-from bnfold.serve.repository import MODEL_FILE, NAME
+from bnfold.serve.repository import MODEL_FILE, NAME, default_name
 
 # Of a model's own metadata, what a person who meets it in a fleet can use; the fold map itself stays in the model.
 _TOLD = ("bnfold.source",)
@@ -40,16 +40,18 @@ class Package:
 
 
 def triton(
-    model: str, root: str | os.PathLike[str], name: str, *, version: int | None = None, gpu: bool = False,
-    max_batch: int = 0, instances: int = 1,
+    model: str, root: str | os.PathLike[str], name: str | None = None, *, version: int | None = None,
+    gpu: bool = False, max_batch: int = 0, instances: int = 1,
 ) -> Package:  # fmt: skip
     """Put a model into a Triton repository as ROOT/NAME/VERSION/model.onnx, with ROOT/NAME/config.pbtxt.
 
-    Without `version` it becomes the one after the newest there. The version's folder appears with the whole model or
-    not at all. `max_batch` above 0 lets Triton join requests; the model must have rows.
+    Without `name` it is called like its file, without `version` it becomes the one after the newest there. The version's
+    folder appears with the whole model or not at all. `max_batch` above 0 lets Triton join requests; the model must have
+    rows.
 
     Raises `ModelError` for a model that can't be served, `UsageError` for what does not fit it and `OutputError`.
     """
+    name = default_name(Path(model)) if name is None else name
     if not NAME.fullmatch(name):
         raise UsageError(f"--name {name}: use letters, digits, '_', '-' and '.', at most 128")
     source = io.load(model)

@@ -73,5 +73,9 @@ def repository(source: Path, name: str | None = None) -> Repository:
         return found
     if not source.exists():
         raise ModelError(f"{source}: no such file or folder; give a model or a repository NAME/VERSION/{MODEL_FILE}")
-    plain = re.sub(r"[^A-Za-z0-9_.\-]", "_", source.stem).lstrip(".-") or "model"
-    return Repository(source.parent, (name or plain[:128], source))
+    return Repository(source.parent, (name or default_name(source), source))
+
+
+def default_name(file: Path) -> str:
+    """The name of a model that was given none: its file's, in the characters that a name may have."""
+    return (re.sub(r"[^A-Za-z0-9_.\-]", "_", file.stem).lstrip(".-") or "model")[:128]

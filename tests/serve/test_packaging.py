@@ -14,6 +14,7 @@ from google.protobuf import text_format
 from bnfold import io
 from bnfold.errors import ModelError, OutputError, UsageError
 from bnfold.serve import packaging
+from bnfold.serve.repository import repository
 from tests.conftest import Outcome
 from tests.serve import zoo
 
@@ -115,6 +116,17 @@ def test_the_verb(bnfold: Any, tmp_path: Path, cnn: Path) -> None:
     outcome = bnfold("package", "triton", cnn, "-o", tmp_path / "r", "--name", "digits")
     assert str(tmp_path / "r" / "digits" / "2" / "model.onnx") in outcome.out.replace("\n", "")
     assert bnfold("package", "triton", cnn, "-o", tmp_path / "r", "--name", "a/b").code == 2
+
+
+def test_a_name_that_is_not_given_is_that_of_the_file(bnfold: Any, tmp_path: Path, cnn: Path) -> None:
+    """As `bnfold serve` calls it, and said; a path is printed as it is, whatever rich would make of it."""
+    root = tmp_path / "[bold]r"
+    for version in (1, 2):
+        outcome: Outcome = bnfold("package", "triton", cnn, "-o", root)
+        files = [root / "cnn" / "config.pbtxt", root / "cnn" / str(version) / "model.onnx"]
+        assert outcome.out.replace("\n", "") == "".join([f"cnn, version {version}", *map(str, files)])
+    odd = cnn.rename(tmp_path / ".my model\u00e9.onnx")
+    assert packaging.triton(str(odd), root).name == repository(odd).names()[0] == "my_model_"
 
 
 def test_a_manifest_for_kserve(bnfold: Any) -> None:
