@@ -45,9 +45,9 @@ def triton(
 ) -> Package:  # fmt: skip
     """Put a model into a Triton repository as ROOT/NAME/VERSION/model.onnx, with ROOT/NAME/config.pbtxt.
 
-    Without `name` it is called like its file, without `version` it becomes the one after the newest there. The version's
-    folder appears with the whole model or not at all. `max_batch` above 0 lets Triton join requests; the model must have
-    rows.
+    Without `name` it is called like its file, without `version` it becomes the one after the newest there. The
+    version's folder appears with the whole model or not at all. `max_batch` above 0 lets Triton join requests; the
+    model must have rows.
 
     Raises `ModelError` for a model that can't be served, `UsageError` for what does not fit it and `OutputError`.
     """
