@@ -56,7 +56,7 @@ class Application(Starlette):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (
             self._infer is not None
-            and (scope["type"], scope.get("method"), scope.get("root_path", "")) == ("http", "POST", "")
+            and (scope["type"], scope.get("method")) == ("http", "POST")
             and (found := _INFER.fullmatch(scope["path"]))
         ):
             scope["path_params"] = found.groupdict("")

@@ -6,13 +6,14 @@ import asyncio
 import json
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bnfold.serve import documents, http
-from bnfold.serve.connections import Joined
+from bnfold.serve.connections import CONNECTION, Joined
 from bnfold.serve.core import Core
 from bnfold.serve.settings import Settings
 from tests.serve import zoo
@@ -136,6 +137,65 @@ def test_inference_is_found_with_and_without_routes(core: Core, path: str, root:
     status, headers, answer = ask(core, "POST", root + path, BODY, root)
     assert (status, headers["x-request-id"]) == (200, "seven")
     assert answer["outputs"][0]["data"] == [2, 4, 6]
+
+
+class Connection:
+    """Of a client that goes away once its request waits in the queue, or stays."""
+
+    def __init__(self, goes: bool) -> None:
+        self.goes, self.transport = goes, self
+        self._on_leave: Callable[[], object] | None = None
+
+    def is_closing(self) -> bool:
+        return self.goes
+
+    @property
+    def on_leave(self) -> Callable[[], object] | None:
+        return self._on_leave
+
+    @on_leave.setter
+    def on_leave(self, call: Callable[[], object] | None) -> None:
+        self._on_leave = call
+        if call is not None and self.goes:
+            asyncio.get_running_loop().call_soon(call)
+
+
+@pytest.mark.parametrize("goes", [True, False])
+def test_a_queued_request_leaves_with_its_client(core: Core, goes: bool) -> None:
+    connection = Connection(goes)
+
+    async def story() -> None:
+        await core.start()
+        batcher = core.versions("double").pick().batcher
+        batcher._running, allowed = batcher.limits.concurrency, batcher._running  # no thread is free
+        asked = asyncio.ensure_future(inferred(core, connection))
+        while not batcher.depth:
+            await asyncio.sleep(0)
+        batcher._running = allowed
+        if not goes:
+            assert connection.on_leave is not None
+            batcher._pump()
+        assert await asked == (499 if goes else 200)
+        stats = batcher.stats
+        assert (stats.cancelled, stats.success.count, batcher.depth, core.pending) == (int(goes), int(not goes), 0, 0)
+        assert connection.on_leave is None  # which would hold the answer until the connection's next request
+        await core.close()
+
+    asyncio.run(story())
+
+
+async def inferred(core: Core, connection: Connection) -> int:
+    told: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": BODY}
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], CONNECTION: connection}
+    await http.app(core)(scope, receive, send)
+    return int(told[0]["status"])
 
 
 def broken(*_: Any) -> Any:

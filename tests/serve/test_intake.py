@@ -57,6 +57,8 @@ def received(places: int, *contexts: Context) -> list[Any]:
         found = await asyncio.gather(*(door.message(context) for context in contexts), return_exceptions=True)
         again = await door.message(Context(0.2))  # every place is free again
         assert again == b"it"
+        await asyncio.sleep(2 * intake.PROMPT)
+        assert (door._awaited, door._slow, door._looking) == ({}, set(), False)
         return [item.reason if isinstance(item, Refused) else item for item in found]
 
     return asyncio.run(story())
@@ -87,6 +89,8 @@ def test_a_loop_that_was_held_up_blames_no_message() -> None:
         class Ready:
             async def read(self) -> bytes:
                 await ready.wait()
+                for _ in range(5):  # as gRPC takes, from its socket to us
+                    await asyncio.sleep(0)
                 return b"it"
 
         reading = [asyncio.ensure_future(door.message(Ready())) for _ in range(8)]
