@@ -1,6 +1,6 @@
-"""Other Python model servers around the same file, each as its own documentation shows.
+"""Other Python model servers around the same file, each as its own documentation shows, and one that does nothing else.
 
-    python benchmarks/peers.py mlserver|kserve|litserve MODEL.onnx HTTP_PORT GRPC_PORT
+    python benchmarks/peers.py mlserver|kserve|litserve|bare MODEL.onnx HTTP_PORT GRPC_PORT
 
 Run by `serving.py`, with the interpreter of an environment in which that server is installed.
 """
@@ -99,7 +99,55 @@ def litserve(path: str, http: int, grpc: int) -> None:
     litserve.LitServer(api, accelerator="cpu").run(host="127.0.0.1", port=http, generate_client_file=False)
 
 
+def bare(path: str, http: int, grpc: int) -> None:
+    """No server: uvicorn and gRPC around the model, with a thread for each core, and the bytes of a tensor alone.
+
+    There is no protocol, no check, no queue, no limit and no count: what is left is what the libraries themselves take.
+    """
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+
+    import grpc.aio as rpc
+    import uvicorn
+    from grpc import method_handlers_generic_handler, unary_unary_rpc_method_handler
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options)
+    shape = [size if isinstance(size, int) else 1 for size in session.get_inputs()[0].shape]
+    size = 4 * int(np.prod(shape))
+    pool = ThreadPoolExecutor(os.cpu_count())
+
+    def run(data: bytes) -> bytes:
+        y = session.run(None, {"x": np.frombuffer(data[-size:], np.float32).reshape(shape)})[0]
+        return bytes(y.tobytes())
+
+    async def called(data: bytes, context: Any) -> bytes:
+        return await asyncio.get_running_loop().run_in_executor(pool, run, data)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        data, more = b"", True
+        while more:
+            message = await receive()
+            data, more = data + message["body"], message["more_body"]
+        answer = await asyncio.get_running_loop().run_in_executor(pool, run, data) if data else b"ready"
+        length = (b"content-length", b"%d" % len(answer))
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def serve() -> None:
+        server = rpc.server()
+        methods = {"ModelInfer": unary_unary_rpc_method_handler(called)}
+        server.add_generic_rpc_handlers((method_handlers_generic_handler("inference.GRPCInferenceService", methods),))
+        server.add_insecure_port(f"127.0.0.1:{grpc}")
+        await server.start()
+        await uvicorn.Server(uvicorn.Config(app, port=http, lifespan="off", access_log=False)).serve()
+
+    with asyncio.Runner(loop_factory=uvicorn.Config(app).get_loop_factory()) as runner:
+        runner.run(serve())
+
+
 if __name__ == "__main__":
-    {"mlserver": mlserver, "kserve": kserve, "litserve": litserve}[sys.argv[1]](
+    {"mlserver": mlserver, "kserve": kserve, "litserve": litserve, "bare": bare}[sys.argv[1]](
         sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     )

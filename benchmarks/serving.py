@@ -1,12 +1,13 @@
 """What serving costs: answers per second as a ratio to calling the ONNX Runtime session in-process in one thread.
 
-    python benchmarks/serving.py [--rounds 5] [--seconds 3] [--connections 4] [--peer NAME=PYTHON]…
+    python benchmarks/serving.py [--rounds 5] [--seconds 3] [--connections 16] [--peer NAME=PYTHON]…
 
 Two models, a tiny one (three multiplications) and a small CNN (the convolutions of ResNet-20 for 32×32 images), over
 HTTP with JSON and with binary tensors and over gRPC. `--peer kserve=/envs/kserve/bin/python` adds another server, run
-by an interpreter that has it: mlserver, kserve or litserve. In each round everything is measured once, one after the
-other, and divided by that round's in-process rate, so that a machine which others use hurts all alike; the medians
-over the rounds are printed. The client's processor time counts against the servers.
+by an interpreter that has it: mlserver, kserve, litserve, or `bare`, which is uvicorn and gRPC around the model and
+nothing else. In each round everything is measured once, one after the other, and divided by that round's in-process
+rate, so that a machine which others use hurts all alike; the medians over the rounds are printed. The client's
+processor time counts against the servers.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ HEAD = '<ir_version: 9, opset_import: ["": 19]> g '
 SHAPES = {"tiny": (1, 3), "CNN": (1, 3, 32, 32)}
 WAYS = ("HTTP JSON", "HTTP binary", "gRPC")
 # What a server has no protocol for.
-LACKS = {("mlserver", "HTTP binary"), ("litserve", "HTTP binary"), ("litserve", "gRPC")}
+LACKS = {("mlserver", "HTTP binary"), ("litserve", "HTTP binary"), ("litserve", "gRPC"), ("bare", "HTTP JSON")}
 
 IN_PROCESS = """
 import sys, time, numpy as np, onnxruntime as ort
@@ -167,7 +168,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--seconds", type=float, default=3.0)
-    options.add_argument("--connections", type=int, default=4)
+    options.add_argument("--connections", type=int, default=16)
     options.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
     asked = options.parse_args()
     pythons = {"bnfold": sys.executable, **dict(peer.split("=", 1) for peer in asked.peer)}

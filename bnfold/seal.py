@@ -20,6 +20,8 @@ from bnfold.graph.tensors import nbytes
 
 CERTIFICATE = "bnfold.certificate"
 _VERSION = 1
+# What is read of a certificate besides its version, and as what.
+_FIELDS = {"bnfold": str, "sha256": str, "source": str, "providers": list}
 
 
 def fingerprint(model: ir.Model) -> str:
@@ -55,11 +57,14 @@ def certificate(model: ir.Model, where: str) -> dict[str, Any] | None:
         return None
     try:
         found = metadata.read(model, CERTIFICATE)
-        version, stated = found["version"], found["sha256"]
+        version = found["version"]
+        sound = version != _VERSION or all(isinstance(found[name], kind) for name, kind in _FIELDS.items())
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{where}: its certificate can't be read; optimize the original model again") from error
+    if not sound:
+        raise ModelError(f"{where}: its certificate can't be read; optimize the original model again")
     if version != _VERSION:
         raise ModelError(f"{where}: its certificate is of version {version}; this bnfold reads version {_VERSION}")
-    if stated != fingerprint(model):
+    if found["sha256"] != fingerprint(model):
         raise ModelError(f"{where}: was changed after it was verified; optimize the original model again")
     return dict(found)

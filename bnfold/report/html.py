@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import PurePath
 from typing import Any
 
@@ -32,12 +33,21 @@ def html(document: Document) -> str:
 
 
 def render(template: str, view: Mapping[str, Any]) -> str:
-    """A page from one of this package's templates, with the plots of `bnfold.report.svg`."""
+    """A page from one of this package's templates, with the plots of `bnfold.report.svg`; it can be encoded as UTF-8."""
+    page = templates().get_template(template).render(version=__version__, **view)
+    # The name of a file need not be UTF-8.
+    return str(page).encode("utf-8", "backslashreplace").decode()
+
+
+@cache
+def templates() -> Any:
+    """The environment of the templates, read once: a page can then be made with no file descriptor left."""
     require()
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bnfold.report"),
+        auto_reload=False,
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -45,7 +55,9 @@ def render(template: str, view: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["figure"] = figure
-    return environment.get_template(template).render(version=__version__, **view)
+    for name in environment.list_templates():
+        environment.get_template(name)
+    return environment
 
 
 def figure(value: float | None, digits: int = 3) -> str:

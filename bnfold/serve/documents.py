@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from bnfold import __version__
+from bnfold.serve import log
 from bnfold.serve.contract import Port
 from bnfold.serve.core import Core
+from bnfold.serve.model import Model
 from bnfold.serve.stats import Batches, Duration, Stats
 from bnfold.serve.versions import Versions
 
@@ -33,9 +35,8 @@ def model(core: Core, name: str, version: str = "") -> Document:
         "placement": dict(chosen.placement),
         "max_batch": chosen.rows,
         **chosen.properties,
+        **watched(core, chosen),
     }
-    for observer in core.observers:
-        properties.update(observer.status(chosen))
     return {
         "name": name,
         "versions": sorted({serving.model.version for serving in versions.loaded}, key=int),
@@ -44,6 +45,18 @@ def model(core: Core, name: str, version: str = "") -> Document:
         "outputs": [_port(port) for port in chosen.contract.outputs.values()],
         "parameters": properties,
     }
+
+
+def watched(core: Core, model: Model) -> Document:
+    """What the observers say of a version; one that fails is told of in the log, and hurts nobody."""
+    found: Document = {}
+    for observer in core.observers:
+        try:
+            found.update(observer.status(model))
+        except Exception as error:  # a bug of an observer must cost no answer
+            core.observer_errors += 1
+            log.error("an observer failed", error=error)
+    return found
 
 
 def config(core: Core, name: str, version: str = "") -> Document:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bnfold import __version__
-from bnfold.report.html import figure, render
+from bnfold.report.html import figure, render, templates
+from bnfold.serve import documents
 from bnfold.serve.core import Core
 from bnfold.serve.versions import Serving, State, Versions
 
@@ -20,6 +21,8 @@ _TALL = 28
 _STATES = {
     "equivalent": "pass", "as frozen": "pass", "alarm": "mismatch", "drifted": "mismatch", "waiting": "inconclusive",
 }  # fmt: skip
+
+templates()  # now, for there may be no file descriptor left when somebody asks for the page
 
 
 def page(core: Core) -> str:
@@ -58,9 +61,6 @@ def _model(core: Core, versions: Versions) -> dict[str, Any]:
 
 def _version(core: Core, versions: Versions, serving: Serving) -> dict[str, Any]:
     model, stats = serving.model, versions.stats.get(serving.model.version) or serving.batcher.stats
-    seen: dict[str, Any] = {}
-    for observer in core.observers:
-        seen.update(observer.status(model))
     return {
         "number": model.version,
         "current": serving is versions.current,
@@ -74,7 +74,7 @@ def _version(core: Core, versions: Versions, serving: Serving) -> dict[str, Any]
         "queue": serving.batcher.depth,
         "sha256": model.digest[:12],
         "certificate": model.properties.get("certificate"),
-        "watchers": [_watcher(name, found) for name, found in seen.items()],
+        "watchers": [_watcher(name, found) for name, found in documents.watched(core, model).items()],
     }
 
 
@@ -89,7 +89,9 @@ def _bars(counts: Sequence[int]) -> list[dict[str, int]]:
     return [{"place": i, "height": math.ceil(_TALL * n / most)} if n else {} for i, n in enumerate(counts)]
 
 
-def _watcher(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+def _watcher(name: str, found: Any) -> dict[str, Any]:
+    if name not in _DETAILS:  # an observer that is not ours
+        return {"name": name, "state": "", "kind": "", "detail": str(found)}
     return {"name": name, "state": found["state"], "kind": _STATES[found["state"]], "detail": _DETAILS[name](found)}
 
 
