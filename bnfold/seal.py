@@ -56,15 +56,19 @@ def certificate(model: ir.Model, where: str) -> dict[str, Any] | None:
     if CERTIFICATE not in model.metadata_props:
         return None
     try:
-        found = metadata.read(model, CERTIFICATE)
-        version = found["version"]
-        sound = version != _VERSION or all(isinstance(found[name], kind) for name, kind in _FIELDS.items())
+        found = _read(model)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{where}: its certificate can't be read; optimize the original model again") from error
-    if not sound:
-        raise ModelError(f"{where}: its certificate can't be read; optimize the original model again")
-    if version != _VERSION:
+    if (version := found["version"]) != _VERSION:
         raise ModelError(f"{where}: its certificate is of version {version}; this bnfold reads version {_VERSION}")
     if found["sha256"] != fingerprint(model):
         raise ModelError(f"{where}: was changed after it was verified; optimize the original model again")
+    return found
+
+
+def _read(model: ir.Model) -> dict[str, Any]:
+    """Whatever is there as a certificate; raises `ValueError`, `KeyError` or `TypeError` for what is none."""
+    found = metadata.read(model, CERTIFICATE)
+    if found["version"] == _VERSION and not all(isinstance(found[name], kind) for name, kind in _FIELDS.items()):
+        raise TypeError
     return dict(found)

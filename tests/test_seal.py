@@ -69,6 +69,9 @@ def test_a_change_shows(change: Callable[[ir.Model], None]) -> None:
         ("{", "can't be read"),
         ("[" * 10**5, "can't be read"),
         ("[]", "can't be read"),
+        ('{"version": 1, "sha256": ""}', "can't be read"),
+        ('{"version": 1, "bnfold": "0", "sha256": "", "source": "", "providers": 3}', "can't be read"),
+        ('{"version": 1, "bnfold": "0", "sha256": "", "source": "", "providers": []}', "was changed"),
         ('{"version": 9, "sha256": ""}', "version 9"),
     ],
 )

@@ -33,7 +33,7 @@ def html(document: Document) -> str:
 
 
 def render(template: str, view: Mapping[str, Any]) -> str:
-    """A page from one of this package's templates, with the plots of `bnfold.report.svg`; it can be encoded as UTF-8."""
+    """A page from one of this package's templates, with the plots of `bnfold.report.svg`; always valid UTF-8."""
     page = templates().get_template(template).render(version=__version__, **view)
     # The name of a file need not be UTF-8.
     return str(page).encode("utf-8", "backslashreplace").decode()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import resource
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,14 @@ from starlette.applications import Starlette
 
 from bnfold.serve import http
 from bnfold.serve.core import Core
+from bnfold.serve.model import Model
+from bnfold.serve.observe import Observer
 from bnfold.serve.page import _bars, _latency, _span, page
 from bnfold.serve.request import Request, Tensor
 from bnfold.serve.settings import Settings
 from bnfold.serve.shadow import Shadow
 from bnfold.serve.stats import Recent
+from bnfold.serve.versions import Versions
 from tests.conftest import conv_bn
 from tests.serve import zoo
 
@@ -95,6 +101,58 @@ def test_it_needs_nothing_else_and_holds_no_markup_of_others(tmp_path: Path) -> 
     assert status == 200 and headers["content-type"].startswith("text/html") and headers["refresh"] == "5"
     assert "<script" not in shown and "&lt;script&gt;" in shown
     assert not re.search(r"(src|href)=|url\(|@import", shown)
+
+
+class Foreign(Observer):
+    """Of somebody else: it has its own words."""
+
+    def status(self, model: Model) -> Mapping[str, Any]:
+        return {"theirs": {"seen": 3}}
+
+
+class Broken(Observer):
+    def status(self, model: Model) -> Mapping[str, Any]:
+        raise ZeroDivisionError("made up by a test")
+
+
+def test_whatever_the_models_are_in(tmp_path: Path) -> None:
+    """Loading, failed with a path that is no UTF-8, rolled back, unloaded, and watched by observers of others."""
+    zoo.repository(tmp_path, "double")
+    core = Core(Settings(tmp_path), [Broken(), Foreign()])
+    core.names["a"], core.names["b"] = Versions("a"), Versions("b")
+    core.names["a"].begin()
+    core.names["b"].begin()
+    core.names["b"].fail("/srv/\udcff/model.onnx: no such file")
+
+    async def story() -> list[str]:
+        shown = [page(core)]
+        await core.start()
+        zoo.write(zoo.times(3.0), tmp_path / "double", 2)
+        await core.load("double")
+        core.roll_back("double", "asked for")
+        shown.append(page(core))
+        await core.unload("double")
+        shown.append(page(core))
+        await core.close()
+        return shown
+
+    loading, rolled, unloaded = (text(shown.encode().decode()) for shown in asyncio.run(story()))
+    assert "a loading" in loading and "/srv/\\udcff/model.onnx" in loading
+    assert "asked for" in rolled and "theirs {&#39;seen&#39;: 3}" in rolled
+    assert "double unloaded" in unloaded
+    assert core.observer_errors == 2  # once a version on the one page that shows them
+
+
+def test_no_file_is_read_for_it(tmp_path: Path) -> None:
+    """Connections may have taken every descriptor of the process."""
+    core = Core(Settings(zoo.repository(tmp_path, "double")))
+    lowest, (soft, hard) = os.open(os.devnull, os.O_RDONLY), resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        assert "Nothing is served." in page(core)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_it_asks_for_the_token(tmp_path: Path) -> None:
