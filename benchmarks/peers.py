@@ -108,6 +108,7 @@ def bare(path: str, http: int, grpc: int) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     import grpc.aio as rpc
+    import orjson
     import uvicorn
     from grpc import method_handlers_generic_handler, unary_unary_rpc_method_handler
 
@@ -130,7 +131,12 @@ def bare(path: str, http: int, grpc: int) -> None:
         while more:
             message = await receive()
             data, more = data + message["body"], message["more_body"]
-        answer = await asyncio.get_running_loop().run_in_executor(pool, run, data) if data else b"ready"
+        if dict(scope["headers"]).get(b"content-type") == b"application/json":
+            values = orjson.loads(data)["inputs"][0]["data"]
+            y = await asyncio.get_running_loop().run_in_executor(pool, run, np.array(values, np.float32).tobytes())
+            answer = orjson.dumps({"outputs": [{"data": np.frombuffer(y, np.float32).tolist()}]})
+        else:
+            answer = await asyncio.get_running_loop().run_in_executor(pool, run, data) if data else b"ready"
         length = (b"content-length", b"%d" % len(answer))
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
         await send({"type": "http.response.body", "body": answer})

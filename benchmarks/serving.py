@@ -38,7 +38,7 @@ HEAD = '<ir_version: 9, opset_import: ["": 19]> g '
 SHAPES = {"tiny": (1, 3), "CNN": (1, 3, 32, 32)}
 WAYS = ("HTTP JSON", "HTTP binary", "gRPC")
 # What a server has no protocol for.
-LACKS = {("mlserver", "HTTP binary"), ("litserve", "HTTP binary"), ("litserve", "gRPC"), ("bare", "HTTP JSON")}
+LACKS = {("mlserver", "HTTP binary"), ("litserve", "HTTP binary"), ("litserve", "gRPC")}
 
 IN_PROCESS = """
 import sys, time, numpy as np, onnxruntime as ort
