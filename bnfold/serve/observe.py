@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bnfold.arrays import Array
+from bnfold.serve.model import Model
 from bnfold.serve.stats import Timings
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the one arrow back: who is looked at shows its observers what it does
     from bnfold.serve.core import Core
-    from bnfold.serve.model import Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING
 
 from bnfold.serve.batching import Arrays, Batcher, Job, Limits
 from bnfold.serve.errors import Refused, overloaded, unknown
 from bnfold.serve.model import Model
-from bnfold.serve.observe import Finished
+from bnfold.serve.observe import Finished, Observer
 from bnfold.serve.stats import Stats, Timings
 from bnfold.serve.workers import Workers
-
-if TYPE_CHECKING:
-    from bnfold.serve.observe import Observer
 
 
 class State(Enum):
