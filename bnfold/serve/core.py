@@ -187,8 +187,8 @@ class Core:
             new = serve(model, stats, self._workers, self._limits, self.observers, self._guard)
             self._retire(versions.swap(new))
             self._tell(versions.current, current)
-            facts = {"path": path, "provider": model.provider, "sha256": model.digest[:12]}
-            log.info("served", model=name, version=version, **facts)
+            facts = {"provider": model.provider, "threads": model.threads, "sha256": model.digest[:12]}
+            log.info("served", model=name, version=version, path=path, **facts)
 
     async def unload(self, name: str) -> None:
         """Stop serving a model; what is in its queue is still answered. Raises `Refused` for an unknown name."""

@@ -51,6 +51,7 @@ class Model:
     run: Runner
     rows: int
     provider: str
+    threads: int
     placement: Mapping[str, int]
     unproven: str | None
     _source: ir.Model | None
@@ -106,6 +107,7 @@ def open_model(name: str, version: str, path: Path, settings: Settings) -> Model
         run=Runner(session, bind=not on_cpu),
         rows=wish if declared.has_rows else 1,
         provider=settings.provider,
+        threads=session.get_session_options().intra_op_num_threads,
         placement=runtime.placement(session),
         unproven=None if on_cpu else runtime.unproven(session, settings.provider),
         _source=source,

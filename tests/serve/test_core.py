@@ -266,7 +266,7 @@ def test_a_short_run_has_one_thread(
     monkeypatch.setattr("bnfold.serve.model.cores", lambda: 4)
     monkeypatch.setattr("bnfold.serve.model._seconds", lambda session, feeds: took.pop(0))
     model = open_model(name, "1", zoo.write(zoo.MODELS[name](), tmp_path / name), Settings(tmp_path, threads=asked))
-    assert model.run._session.get_session_options().intra_op_num_threads == expected and not took
+    assert model.threads == expected and not took
 
 
 def test_a_run_that_fails_is_not_short(tmp_path: Path) -> None:
