@@ -8,6 +8,7 @@ A rule may refuse, but each judgement of each operator must be seen to pass.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from bnfold.rules import RULES
 from bnfold.rules.base import Facts, Refusal, Step
 from bnfold.verify.kernels import KERNELS, Call, real
 from bnfold.verify.reference import attributes
+from tests.cases import CASES
 from tests.graphs import Array, build, dyadic
 from tests.makers import MAKERS, Draw, Made
 from tests.more_makers import MORE_MAKERS
@@ -162,8 +164,10 @@ def random_facts(draw: Draw, op: Op, judgement: str, inputs: Mapping[str, Array]
     return {k: fact for k, fact in facts.items() if not fact.is_identity}
 
 
-def test_every_rule_has_a_maker() -> None:
+def test_every_rule_has_a_maker_and_a_case() -> None:
     assert ALL.keys() == RULES.keys()
+    shown = {word for case in CASES for word in re.findall(r"\w+", case.graph.text)}
+    assert RULES.keys() - shown == set()
 
 
 # Takes knowledge away from a model that is annotated, and returns inputs for what was a constant.
