@@ -13,7 +13,8 @@ import time
 import tracemalloc
 import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -463,6 +464,21 @@ def test_a_large_request_that_fails_is_forgotten_at_once(models: Path, ask: Any)
     assert not on(None, story())
 
 
+@asynccontextmanager
+async def served(models: Path) -> AsyncIterator[tuple[Core, int]]:
+    """A core behind HTTP in this process, and its port."""
+    settings = Settings(models, threads=1, concurrency=1)
+    core, place = Core(settings), bind("127.0.0.1", 0)
+    await core.start()
+    server = listeners.http_server(http.app(core), settings, None)
+    task = asyncio.ensure_future(server.serve([place]))
+    yield core, place.getsockname()[1]
+    await core.drain()
+    server.should_exit = True
+    await task
+    await core.close()
+
+
 def test_a_connection_that_is_closed_is_forgotten_at_once(models: Path) -> None:
     """With its headers and what was read of a body; Python's own time for cycles may be long in coming."""
 
@@ -474,24 +490,31 @@ def test_a_connection_that_is_closed_is_forgotten_at_once(models: Path) -> None:
         await writer.wait_closed()
 
     async def story() -> None:
-        settings = Settings(models, threads=1, concurrency=1)
-        core, place = Core(settings), bind("127.0.0.1", 0)
-        await core.start()
-        server = listeners.http_server(http.app(core), settings, None)
-        task = asyncio.ensure_future(server.serve([place]))
-        port = place.getsockname()[1]
-        gc.collect()
-        gc.disable()
-        try:
-            for _ in range(10):
-                await once(port)
-            await asyncio.sleep(0.1)
-            kept = sum(isinstance(item, Guarded) for item in gc.get_objects())
-        finally:
-            gc.enable()
-        server.should_exit = True
-        await task
-        await core.close()
+        async with served(models) as (_, port):
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(10):
+                    await once(port)
+                await asyncio.sleep(0.1)
+                kept = sum(isinstance(item, Guarded) for item in gc.get_objects())
+            finally:
+                gc.enable()
         assert kept == 0
 
     assert not on(LOOPS["ours"], story())
+
+
+def test_who_leaves_two_requests_behind_is_no_error(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """uvicorn tells of the loss only the last request of a connection, and another one is answered."""
+
+    async def story() -> None:
+        async with served(models) as (core, port):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(post(SLOW, slow_body(5_000)) + post(SLOW, slow_body(1)))
+            while not core.pending:
+                await asyncio.sleep(0.001)
+            writer.transport.abort()
+
+    assert not on(LOOPS["ours"], story())
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
