@@ -12,7 +12,7 @@ from bnfold.cli.sources import loading
 
 @click.command(
     "audit",
-    short_help="Say whether every BatchNorm's statistics are sound and fit the data.",
+    short_help="Say if the BatchNorms' statistics are sound and fit the data.",
     epilog=example(
         "bnfold audit model.onnx",
         "bnfold audit model.onnx --data x.npz --recalibrate renewed.onnx",
@@ -20,12 +20,12 @@ from bnfold.cli.sources import loading
 )
 @click.argument("model")
 @click.option("--data", metavar="X.npz", help="Examples, one array per input; labels or y are the right classes.")
-@click.option("--recalibrate", metavar="OUT", help="Re-estimate the statistics on the data and write the model to OUT.")
+@click.option("--recalibrate", metavar="FILE", help="Re-estimate the statistics on the data, write the model to FILE.")
 @click.option("--negate", is_flag=True, help="Recalibrate for negatives: with a minus sign in front of the input.")
 @click.option("--allow", multiple=True, metavar="CODE", help="A finding that does not count; may be repeated.")
 @loading
 @provider
-@click.option("--html", metavar="PATH", help="Write a page with a plot of every layer.")
+@click.option("--html", metavar="FILE", help="Write it as one HTML page with a plot of every layer.")
 @shown
 def command(
     model: str,

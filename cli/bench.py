@@ -15,7 +15,7 @@ from bnfold.cli.sizes import resolve_sizes
     short_help="Time models against each other.",
     epilog=example("bnfold bench model.onnx folded.onnx"),
 )
-@click.argument("models", nargs=-1, required=True)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @provider
 @Option("--rounds", default=30, type=click.IntRange(min=1), metavar="N", help="Rounds; each times every model once.")
 @Option("--threads", default=1, type=click.IntRange(min=1), metavar="N", help="Threads within an operator.")
@@ -25,7 +25,7 @@ from bnfold.cli.sizes import resolve_sizes
 def command(
     models: tuple[str, ...], dims: tuple[str, ...], shapes: tuple[str, ...], screen: Any, **options: Any
 ) -> None:
-    """Time MODELS in turn on one input and say how long each takes relative to the first."""
+    """Time each MODEL in turn on one input and say how long each takes relative to the first."""
     with screen.working("opening sessions") as say:
         from bnfold import io
         from bnfold.bench import bench

@@ -26,8 +26,9 @@ from bnfold.cli.sources import keyword, loading
 )
 @loading
 @click.option(
-    "--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="One keyword for the factory, as JSON or text."
-)
+    "--arg", "arguments", multiple=True, metavar="NAME=VALUE",
+    help="One keyword for the factory, as JSON or text; may be repeated.",
+)  # fmt: skip
 @click.option("--trust", is_flag=True, help="Read a .pt2 archive, which may run code.")
 @click.option("--exporter", default="dynamo", show_default=True, metavar="NAME", help="dynamo or torchscript.")
 @click.option("--opset", type=int, metavar="N", help="ONNX opset version.  [default: the exporter's]")

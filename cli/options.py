@@ -53,9 +53,9 @@ def example(*lines: str) -> str:
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def output(what: str) -> Option:
-    """`-o/--output PATH`; whether it can be written is checked by us, with exit code 4."""
-    return Option("-o", "--output", metavar="PATH", required=True, callback=_given, help=f"Where to write {what}.")
+def output(what: str, metavar: str = "FILE") -> Option:
+    """`-o/--output FILE`; whether it can be written is checked by us, with exit code 4."""
+    return Option("-o", "--output", metavar=metavar, required=True, callback=_given, help=f"Where to write {what}.")
 
 
 def _given(context: click.Context, option: click.Parameter, path: str) -> str:
@@ -83,8 +83,10 @@ def _named(**files: str | None) -> dict[str, str]:
 provider = Option("--provider", default="cpu", metavar="NAME", help="Execution provider: cpu, cuda …")
 inputs = Option("--inputs", metavar="X.npz", help="Compare on these inputs, one array each, instead of random ones.")
 seed = Option("--seed", default=0, type=click.IntRange(min=0), metavar="N", help="Seed of the random inputs.")
-dims = Option("--dim", "dims", multiple=True, metavar="NAME=N", help="Size of a dynamic dimension, by its name.")
-shapes = Option("--shape", "shapes", multiple=True, metavar="INPUT=1x3x8x8", help="Shape of a dynamic input.")
+dims = Option("--dim", "dims", multiple=True, metavar="NAME=N", help="Size of a dynamic dimension; may be repeated.")
+shapes = Option(
+    "--shape", "shapes", multiple=True, metavar="INPUT=1x3x8x8", help="Shape of a dynamic input; may be repeated."
+)
 freeze_initializers = Option(
     "--freeze-initializers", is_flag=True, help="Take initializers that are also graph inputs as constants."
 )

@@ -27,7 +27,7 @@ def command() -> None:
     ),
 )
 @click.argument("model")
-@output("the repository; a new version is added to it")
+@output("the repository; a new version is added to it", "DIR")
 @click.option("--name", metavar="NAME", help="The model's name in the repository.  [default: the file's]")
 @click.option("--version", type=click.IntRange(min=1), metavar="N", help="Its version.  [default: the next]")
 @click.option("--max-batch", type=click.IntRange(min=0), default=0, show_default=True, metavar="ROWS", help="Rows that "

@@ -15,8 +15,8 @@ def _how(kwargs: str | None, **found: Any) -> dict[str, Any]:
 
 # How a module is built and which weights it gets, as one mapping `how`.
 loading = gathered("how", (
-    Option("--weights", metavar="PATH", help="Weights for package.module:factory, .safetensors or .pt."),
-    Option("--prefix", metavar="TEXT", help="Take the weights under this prefix.  [default: found]"),
+    Option("--weights", metavar="FILE", help="Weights for package.module:factory, .safetensors or .pt."),
+    Option("--prefix", metavar="NAME", help="Take the weights under this prefix.  [default: found]"),
     Option("--ema", is_flag=True, help="Take the averaged weights."),
     Option("--partial", is_flag=True, help="Load what fits of the weights and say what does not."),
     Option("--kwargs", metavar="JSON", help="Keywords for the factory, as a JSON object."),

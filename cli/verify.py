@@ -25,7 +25,7 @@ from bnfold.errors import UsageError
 @verification
 @click.option("--expect-folds", type=int, metavar="N", help="Inconclusive unless the candidate holds N folds.")
 @click.option("--torch", is_flag=True, help="REFERENCE is what `bnfold export` takes, run by PyTorch.")
-@click.option("--weights", metavar="PATH", help="With --torch: weights for the factory.")
+@click.option("--weights", metavar="FILE", help="With --torch: weights for the factory.")
 @click.option("--kwargs", metavar="JSON", help="With --torch: keywords for the factory, as a JSON object.")
 @reports
 @baselines
