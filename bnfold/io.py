@@ -136,11 +136,14 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external: bool | None
 
 def _parse(path: Path) -> onnx.ModelProto:
     try:
+        str(path).encode()
         if not path.exists():
             raise ModelError(f"{path}: no such file; give the path of an ONNX model")
         if path.is_dir():
             raise ModelError(f"{path}: is a directory; give the path of the .onnx file in it")
         data = path.read_bytes()
+    except UnicodeEncodeError as error:
+        raise ModelError(f"{path}: is no UTF-8, and ONNX opens no other path; rename it") from error
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {reason(error)}; check its permissions") from error
     if not data:

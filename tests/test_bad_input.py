@@ -130,6 +130,11 @@ def test_a_bad_model(
     assert snapshot(tmp_path) == before
 
 
+def test_a_path_that_onnx_can_not_open(bnfold: Bnfold, model_file: Path) -> None:
+    odd = model_file.rename(model_file.with_name("\udcff.onnx"))  # the byte 255, which is no UTF-8
+    refused(bnfold("inspect", odd), 4, "\\udcff.onnx: is no UTF-8, and ONNX opens no other path; rename it")
+
+
 def test_no_prefix_of_a_model_is_a_model(tmp_path: Path) -> None:
     data = conv_bn(layers=1).SerializeToString()
     path = tmp_path / "m.onnx"
