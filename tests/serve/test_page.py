@@ -16,7 +16,7 @@ import onnx
 import pytest
 from starlette.applications import Starlette
 
-from bnfold.serve import http
+from bnfold.serve import documents, http
 from bnfold.serve.core import Core
 from bnfold.serve.model import Model
 from bnfold.serve.observe import Observer
@@ -131,6 +131,7 @@ def test_whatever_the_models_are_in(tmp_path: Path) -> None:
         await core.load("double")
         core.roll_back("double", "asked for")
         shown.append(page(core))
+        assert documents.model(core, "double")["parameters"]["theirs"] == {"seen": 3}
         await core.unload("double")
         shown.append(page(core))
         await core.close()
@@ -140,7 +141,7 @@ def test_whatever_the_models_are_in(tmp_path: Path) -> None:
     assert "a loading" in loading and "/srv/\\udcff/model.onnx" in loading
     assert "asked for" in rolled and "theirs {&#39;seen&#39;: 3}" in rolled
     assert "double unloaded" in unloaded
-    assert core.observer_errors == 2  # once a version on the one page that shows them
+    assert core.observer_errors == 3  # once a version on the one page that shows them, and in the metadata
 
 
 def test_no_file_is_read_for_it(tmp_path: Path) -> None:
