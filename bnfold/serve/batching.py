@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +55,7 @@ class Limits:
     timeout: float = 30.0
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Batcher:
     """Runs requests in the order in which they come. `limits.rows` above 1 joins those of equal shape along axis 0.
 
@@ -73,6 +73,8 @@ class Batcher:
     _closed: bool = False
     _timer: asyncio.TimerHandle | None = None
     _alarm: asyncio.TimerHandle | None = None
+    _due_at: float = 0.0
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -90,15 +92,16 @@ class Batcher:
         """Queue a request; its `future` gets the outputs, or `Refused`. Cancelling the future takes it out again."""
         if self._closed:
             raise overloaded("this version is being unloaded; try again", "unloading")
-        loop = asyncio.get_running_loop()
-        job = Job(feeds, rows, loop.create_future(), came=time.perf_counter_ns())
+        job = Job(feeds, rows, self._loop.create_future(), came=time.perf_counter_ns())
         if self.limits.rows > 1:
             job.shape = tuple((array.shape[1:]) for array in feeds.values())
-        if self._running < self.limits.concurrency and not self._waiting and self.limits.delay == 0:
-            self._start([job])
+        free = self._running < self.limits.concurrency and self.workers.idle
+        if free and not self._waiting and self.limits.delay == 0:
+            self._started.append([job])
+            self._send_for_thread()
             return job
         job.wait = min(timeout or self.limits.timeout, self.limits.timeout)
-        job.deadline = loop.time() + job.wait
+        job.deadline = self._loop.time() + job.wait
         with self._lock:
             if len(self._waiting) >= self.limits.queue:
                 raise overloaded(f"the queue is full: {self.limits.queue} requests wait; try again", "queue-full")
@@ -115,6 +118,7 @@ class Batcher:
             await self._idle.wait()
         if self._alarm is not None:
             self._alarm.cancel()
+            self._alarm = None
 
     def close(self) -> None:
         """Take nothing more; what was taken is finished."""
@@ -123,19 +127,19 @@ class Batcher:
     def _alarm_at(self, deadline: float) -> None:
         """Look then for what has waited too long. One timer serves all, since nearly all are run long before."""
         if self._alarm is not None:
-            if self._alarm.when() <= deadline:
+            if self._due_at <= deadline:
                 return
             self._alarm.cancel()
-        self._alarm = asyncio.get_running_loop().call_at(deadline, self._expire)
+        self._due_at, self._alarm = deadline, self._loop.call_at(deadline, self._expire)
 
     def _expire(self) -> None:
-        self._alarm, now = None, asyncio.get_running_loop().time()
+        self._alarm, now = None, self._loop.time()
         with self._lock:
             waiting = list(self._waiting)
         for job in waiting:
             if job.deadline > now:
                 self._alarm_at(job.deadline)
-            elif self._leave(job):
+            elif self._leave(job) and not job.future.done():  # what is cancelled leaves one turn later
                 why = f"timed out after {job.wait:g} s in the queue; try again"
                 job.future.set_exception(overloaded(why, "timeout"))
 
@@ -147,62 +151,79 @@ class Batcher:
         return waited
 
     def _pump(self) -> None:
-        while self._running < self.limits.concurrency and (jobs := self._next()):
-            self._start(jobs)
+        """Send for a thread for each batch that is due. It takes one once it comes: until then requests may leave."""
+        for _ in range(self._due()):
+            if self._running >= self.limits.concurrency:
+                return
+            self._send_for_thread()
 
-    def _next(self) -> list[Job] | None:
-        """Take what is to be run next; None if there is nothing, or if it pays to wait for more."""
+    def _send_for_thread(self) -> None:
+        self._running += 1
+        self.workers.submit(self._serve)
+
+    def _due(self) -> int:
+        """How many batches there are that need not wait for company; for the others a timer looks again."""
+        if self.limits.rows == 1:
+            return len(self._waiting)
         with self._lock:
-            return self._gather() if self._waiting else None
-
-    def _gather(self) -> list[Job] | None:
-        first = next(iter(self._waiting))
-        jobs, rows = [first], first.rows
-        for job in self._waiting:
-            if job is not first and job.shape == first.shape and rows + job.rows <= self.limits.rows:
-                jobs.append(job)
-                rows += job.rows
-        if rows < self.limits.rows and self.limits.delay and not self._closed:
-            left = self.limits.delay - (time.perf_counter_ns() - first.came) / 1e9
-            if left > 0:
-                if self._timer is None:
-                    self._timer = asyncio.get_running_loop().call_later(left, self._overdue)
-                return None
-        for job in jobs:
-            del self._waiting[job]
-        return jobs
+            batches = list(self._batches())
+        due = 0
+        for jobs in batches:
+            left = self.limits.delay - (time.perf_counter_ns() - jobs[0].came) / 1e9
+            if left <= 0 or self._closed or sum(job.rows for job in jobs) >= self.limits.rows:
+                due += 1
+            elif self._timer is None:
+                self._timer = self._loop.call_later(left, self._overdue)
+        return due
 
     def _overdue(self) -> None:
         self._timer = None
         self._pump()
 
-    def _start(self, jobs: list[Job]) -> None:
-        self._running += 1
-        self._hand_over(jobs)
+    def _batches(self) -> Iterator[list[Job]]:
+        """What waits, the oldest first and with each what can go with it."""
+        waiting = list(self._waiting)
+        if self.limits.rows == 1:
+            yield from ([job] for job in waiting)
+            return
+        while waiting:
+            jobs, others, rows = [waiting[0]], [], waiting[0].rows
+            for job in waiting[1:]:
+                if job.shape == jobs[0].shape and rows + job.rows <= self.limits.rows:
+                    jobs.append(job)
+                    rows += job.rows
+                else:
+                    others.append(job)
+            yield jobs
+            waiting = others
 
-    def _hand_over(self, jobs: list[Job]) -> None:
-        # Not as an argument, which the thread would hold for as long as it goes on: requests may be large.
-        self._started.append(jobs)
-        self.workers.submit(self._serve)
+    def _take(self) -> list[Job]:
+        """What was given to a thread that was free, else what waits; nothing if that has left."""
+        with self._lock:
+            if self._started:
+                return self._started.popleft()
+            jobs = next(self._batches(), [])
+            for job in jobs:
+                del self._waiting[job]
+            return jobs
 
     def _serve(self) -> None:
         """Run a batch, in a thread, and then the next: where others want the thread, once it is their turn again."""
-        jobs: list[Job] | None = self._started.popleft()
-        while jobs is not None:
-            jobs = self._report(jobs, _work(self.run, jobs))
-            if jobs is not None and self.workers.wanted:
-                self._hand_over(jobs)
-                jobs = None
+        while self._run_one():
+            if self.workers.wanted:
+                self.workers.submit(self._serve)
+                return
 
-    def _report(self, jobs: list[Job], batches: list[Batch]) -> list[Job] | None:
-        """Tell the event loop what came of a batch; return the next."""
+    def _run_one(self) -> bool:
+        """Run a batch and tell the event loop; return whether another is to be run at once."""
+        batches = _work(self.run, self._take())
         # To wait for company takes a timer, and so the event loop.
-        following = self._next() if self.limits.delay == 0 else None
+        more = self.limits.delay == 0 and bool(self._waiting)
         try:
-            jobs[0].future.get_loop().call_soon_threadsafe(self._end, batches, following is None)
+            self._loop.call_soon_threadsafe(self._end, batches, not more)
         except RuntimeError:
-            return None  # the loop is closed, so nobody waits any more
-        return following
+            return False  # the loop is closed, so nobody waits any more
+        return more
 
     def _end(self, batches: list[Batch], last: bool) -> None:
         if last:

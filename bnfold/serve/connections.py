@@ -24,33 +24,39 @@ class Joined:
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._head = b""
-        self.close, self.is_closing = transport.close, transport.is_closing
+        self._head, self._begun = b"", False
+        self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
-        """Send, after the head that is held; a head itself is held."""
-        if data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100"):
-            self._head = data
+        """Send, after the head that is held; the head, which is what is written first, is held itself."""
+        if self._transport.is_closing():  # uvicorn tells only the last of a connection's requests
+            self._head = b""
         elif self._head:
             head, self._head = self._head, b""
             self._transport.writelines((head, data))
-        else:
+        elif self._begun or data.startswith(b"HTTP/1.1 100 "):
             self._transport.write(data)
+        else:
+            self._head, self._begun = data, True
 
-    def flush(self) -> None:
-        """Send the head that nothing followed."""
+    def end(self) -> None:
+        """The answer is complete, though nothing may have followed its head; what is written next is another's."""
         if self._head:
             self.write(b"")
+        self._begun = False
+
+    def close(self) -> None:
+        """Send what is held, and close."""
+        self.end()
+        self._transport.close()
 
 
 class Guarded(HttpToolsProtocol):
     """Closes a connection that is slower or larger than the limits; a fast request costs no timer."""
 
     limit, most = CONNECTIONS, 1 << 40
-    # Called if the client goes away, while there is something to call.
-    on_leave: Callable[[], object] | None = None
-
     _joined: Joined
+    _on_leave: Callable[[], object] | None = None
     _timer: asyncio.TimerHandle | None = None
     _incomplete = True
     _received = _wire = 0
@@ -68,9 +74,11 @@ class Guarded(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         self._leave_reader()
-        if self.on_leave is not None:
-            self.on_leave()
+        if self._on_leave is not None:
+            self._on_leave()
         super().connection_lost(exc)
+        if self.scope is not None:
+            del self.scope[CONNECTION]  # type: ignore[misc]  # a circle, in which the headers would stay
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -85,6 +93,17 @@ class Guarded(HttpToolsProtocol):
             self._arm()
         elif not self._incomplete:
             self._disarm()
+
+    @property
+    def left(self) -> bool:
+        """Whether the client has gone away."""
+        return self.transport.is_closing()
+
+    def watch(self, call: Callable[[], object] | None) -> None:
+        """Call if the client goes away, until told otherwise; which only shows if what it sends is read."""
+        self._on_leave = call
+        if call is not None:
+            self.flow.resume_reading()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -112,7 +131,7 @@ class Guarded(HttpToolsProtocol):
         self.cycle.transport = self._joined  # type: ignore[assignment]
 
     def on_response_complete(self) -> None:
-        self._joined.flush()
+        self._joined.end()
         super().on_response_complete()
 
     def on_message_complete(self) -> None:

@@ -14,6 +14,10 @@ class Refused(Exception):
         self.status = status
         self.reason = reason
 
+    def forget(self) -> None:
+        """Let go of where it was raised: those frames hold the request, and what awaited this, in a circle."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+
 
 def unknown(message: str) -> Refused:
     """There is no such model, version or address."""

@@ -109,6 +109,7 @@ def _unary(call: Call, budget: Budget, intake: Intake, method: str, token: bytes
             found = await call(method, await intake.message(context), context.time_remaining())
         except Refused as error:
             refused = error
+            error.forget()
         except Exception as error:
             log.error("failed", request=name, method=method, error=error)
             refused = failed()
@@ -149,6 +150,7 @@ async def _reply(call: Call, data: bytes, remaining: float | None) -> bytes:
         answer.infer_response.MergeFromString(await call("ModelInfer", data, remaining))
     except Refused as error:
         answer.error_message = str(error)
+        error.forget()
         answer.infer_response.id = _id(data)
     except Exception as error:
         log.error("failed", method="ModelStreamInfer", error=error)

@@ -86,6 +86,7 @@ def _endpoint(core: Core, token: bytes | None, handler: Handler) -> Callable[[Re
             response = await handler(core, request)
         except Refused as error:
             response, why = refusal(error), str(error)
+            error.forget()
         except Gone:
             response, why = Response(status_code=_GONE), "the client went away"
         except Exception as error:
@@ -272,15 +273,15 @@ async def _answer(request: Request, pending: Pending) -> Inference:
     if connection is None:  # another's listener
         await _watch(request, pending)
         return await pending.answer()
-    connection.on_leave = pending.job.future.cancel
+    connection.watch(pending.job.future.cancel)
     try:
         return await pending.answer()
     except asyncio.CancelledError:
-        if connection.transport.is_closing():
+        if connection.left:
             raise Gone from None
         raise
     finally:
-        connection.on_leave = None
+        connection.watch(None)
 
 
 async def _watch(request: Request, pending: Pending) -> None:
@@ -292,6 +293,9 @@ async def _watch(request: Request, pending: Pending) -> None:
         if not pending.job.future.done():
             pending.cancel()
             raise Gone
+    except asyncio.CancelledError:
+        pending.cancel()
+        raise
     finally:
         gone.cancel()
 

@@ -48,6 +48,7 @@ class Replica:
         try:
             return 200, await service.call(self.core, method, data, remaining)
         except Refused as error:
+            error.forget()
             return error.status, str(error)
 
     async def targets(self) -> dict[str, Target]:

@@ -27,6 +27,11 @@ class Workers:
         """Whether a task waits for a thread."""
         return bool(self._tasks)
 
+    @property
+    def idle(self) -> bool:
+        """Whether a thread waits for a task."""
+        return bool(self._idle)
+
     def submit(self, task: Task | None) -> None:
         """Do it once a thread is free."""
         with self._lock:

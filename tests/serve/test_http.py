@@ -78,7 +78,7 @@ def test_a_head_goes_out_with_its_body(written: list[bytes], sent: list[bytes]) 
     joined = Joined(transport)  # type: ignore[arg-type]
     for data in written:
         joined.write(data)
-    joined.flush()
+    joined.end()
     assert transport.sent == sent
 
 
@@ -143,20 +143,12 @@ class Connection:
     """Of a client that goes away once its request waits in the queue, or stays."""
 
     def __init__(self, goes: bool) -> None:
-        self.goes, self.transport = goes, self
-        self._on_leave: Callable[[], object] | None = None
+        self.left = goes
+        self.on_leave: Callable[[], object] | None = None
 
-    def is_closing(self) -> bool:
-        return self.goes
-
-    @property
-    def on_leave(self) -> Callable[[], object] | None:
-        return self._on_leave
-
-    @on_leave.setter
-    def on_leave(self, call: Callable[[], object] | None) -> None:
-        self._on_leave = call
-        if call is not None and self.goes:
+    def watch(self, call: Callable[[], object] | None) -> None:
+        self.on_leave = call
+        if call is not None and self.left:
             asyncio.get_running_loop().call_soon(call)
 
 
