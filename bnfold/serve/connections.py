@@ -127,6 +127,10 @@ class Guarded(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() == b"POST":
+            # The parser takes what follows for another protocol, so that the body would be lost.
+            self._refuse(501, "this speaks HTTP/1.1 and no other: send no Upgrade header (Java: version(HTTP_1_1))")
+            return
         super().on_headers_complete()
         self.cycle.transport = self._joined  # type: ignore[assignment]
 

@@ -101,6 +101,15 @@ def test_a_client_that_asks_before_it_sends_is_told_to_go_on(server: Server) -> 
     assert found.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK") and b"[2.0,4.0,6.0]" in found
 
 
+def test_a_client_that_would_rather_speak_http_2_is_told(server: Server) -> None:
+    """Java's asks for it by itself; where there is no body, an answer over HTTP/1.1 is what it expects."""
+    wish = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAA")
+    found = talk(server, packet("POST", INFER, BODY, *wish))
+    assert found.startswith(b"HTTP/1.1 501 ") and b"send no Upgrade header" in found
+    status, _, answer = server.call("GET", "/v2/health/live", headers={"Connection": "Upgrade", "Upgrade": "h2c"})
+    assert (status, answer) == (200, b'{"live":true}')
+
+
 def ask(core: Core, method: str, path: str, body: bytes = b"", root: str = "") -> tuple[int, dict[str, str], Any]:
     """One request to the application itself."""
     told: list[Any] = []
