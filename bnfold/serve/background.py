@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from bnfold.serve import log
+from bnfold.serve.model import Model
 from bnfold.serve.observe import Finished, Observer
+
+T = TypeVar("T")
+
+
+def alive(seen: WeakKeyDictionary[Model, T]) -> list[tuple[Model, T]]:
+    """Each version that is alive and what is known of it, though the loading thread may add one meanwhile."""
+    return [(model, seen[model]) for model in (ref() for ref in seen.keyrefs()) if model is not None]
 
 
 class Background(Observer):

@@ -19,7 +19,7 @@ from bnfold.audit.moments import Moments
 from bnfold.audit.observe import Site, sites, tapped
 from bnfold.errors import BnfoldError
 from bnfold.serve import log
-from bnfold.serve.background import Background
+from bnfold.serve.background import Background, alive
 from bnfold.serve.capture import Capture
 from bnfold.serve.model import Model
 from bnfold.serve.observe import Finished
@@ -121,7 +121,7 @@ class Drift(Background):
         windows = CounterMetricFamily("bnfold_drift_windows", "Windows of rows held against BatchNorm", labels=_LABELS)
         distance = GaugeMetricFamily("bnfold_drift_distance", "Largest distance of a layer, in sigma", labels=_LABELS)
         layers = GaugeMetricFamily("bnfold_drift_layers", "Layers whose statistics no longer fit", labels=_LABELS)
-        for model, watch in list(self.watches.items()):
+        for model, watch in alive(self.watches):
             labels = (model.name, model.version)
             windows.add_metric(labels, watch.windows)
             distance.add_metric(labels, watch.distance)

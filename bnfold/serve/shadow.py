@@ -26,7 +26,7 @@ from bnfold.inputs.feeds import Sample
 from bnfold.io import digest, load
 from bnfold.providers import TF32_UNIT, named
 from bnfold.serve import log
-from bnfold.serve.background import Background
+from bnfold.serve.background import Background, alive
 from bnfold.serve.capture import Capture
 from bnfold.serve.core import Core
 from bnfold.serve.errors import Refused
@@ -232,7 +232,7 @@ class Shadow(Background):
         }  # fmt: skip
 
     def metrics(self) -> Iterable[Metric]:
-        records = [((model.name, model.version), record) for model, record in list(self.records.items())]
+        records = [((model.name, model.version), record) for model, record in alive(self.records)]
         for name, text, kind, value in _METRICS:
             family = kind(f"bnfold_shadow_{name}", text, labels=_LABELS)
             for labels, record in records:

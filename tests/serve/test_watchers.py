@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from bnfold.audit import audit
 from bnfold.errors import ModelError, OutputError
 from bnfold.serve import capture as capture_module
 from bnfold.serve import drift as drift_module
-from bnfold.serve.background import Background
+from bnfold.serve.background import Background, alive
 from bnfold.serve.capture import Capture
 from bnfold.serve.core import Core
 from bnfold.serve.drift import Drift
@@ -247,3 +248,33 @@ def test_settings_choose_the_watchers(tmp_path: Path) -> None:
     assert kinds() == ["Shadow", "Drift"]
     assert kinds(shadow_rate=0.0, drift_rate=0.0) == []
     assert kinds(shadow_rate=0.0, capture=str(tmp_path / "kept")) == ["Drift"] and (tmp_path / "kept").is_dir()
+
+
+def test_a_scrape_survives_a_load(tmp_path: Path) -> None:
+    """The loading thread adds a version while the versions are listed; one that has gone is not listed."""
+
+    class Version:
+        pass
+
+    seen: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+    kept = [Version() for _ in range(100)]
+    for number, version in enumerate(kept):
+        seen[version] = number
+    del version, kept[50:]
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            more = [Version() for _ in range(1000)]
+            for version in more:
+                seen[version] = -1
+
+    loader = threading.Thread(target=load)
+    loader.start()
+    try:
+        for _ in range(300):
+            found = alive(seen)
+            assert [number for _, number in found if number >= 0] == list(range(50))
+    finally:
+        stop.set()
+        loader.join()
