@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from bnfold.arrays import Array
 from bnfold.errors import ModelError
 from bnfold.serve.errors import Refused
 from bnfold.serve.request import Tensor
+from bnfold.serve.tensors import DTYPES, TEXT
 
 _FROM_ONNX: dict[ir.DataType, str] = {
     ir.DataType.FLOAT: "FP32",
@@ -39,6 +41,16 @@ class Port:
         """Whether any request would do: floating-point, of known sizes but for the leading one."""
         known = self.shape is not None and all(isinstance(size, int) for size in self.shape[1:])
         return known and self.datatype in ("FP16", "BF16", "FP32", "FP64")
+
+    def sample(self, random: np.random.Generator) -> Array:
+        """Values of the smallest shape; 0 and 1 where they are no numbers of any size."""
+        shape = [size if isinstance(size, int) else 1 for size in self.shape or ()]
+        if self.datatype == TEXT:
+            return np.full(shape, "a", object)
+        dtype = DTYPES[self.datatype]
+        if dtype.kind in "fV":
+            return np.asarray(random.standard_normal(shape)).astype(dtype)
+        return random.integers(0, 2, shape).astype(dtype)
 
     @property
     def dims(self) -> list[int]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,25 +14,16 @@ import onnx_ir as ir
 from bnfold import io, runtime
 from bnfold.arrays import Array
 from bnfold.errors import ModelError, ProviderError
-from bnfold.graph import external_tensors
-from bnfold.providers import named, short
+from bnfold.graph import external_tensors, total_bytes
+from bnfold.providers import named
 from bnfold.seal import certificate
-from bnfold.serve.contract import Contract, Port, contract
+from bnfold.serve.contract import Contract, contract
 from bnfold.serve.errors import Refused
-from bnfold.serve.machine import cores
-from bnfold.serve.runner import Runner
+from bnfold.serve.sessions import Sessions, open_sessions
 from bnfold.serve.settings import Settings
-from bnfold.serve.tensors import DTYPES, TEXT
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 # The batch that GPUs are given by default; a CPU gains nothing from batches.
 GPU_BATCH = 32
-# A run of less is not shared by threads: to wake them takes as long. How often one is timed.
-SHORT_S, _TRIES = 0.002, 5
-# An arena that grows by what is needed, where by default it doubles.
-_ARENA = {name: {"arena_extend_strategy": "kSameAsRequested"} for name in ("cuda", "rocm")}
 
 
 @dataclass(eq=False)
@@ -48,10 +37,9 @@ class Model:
     files: tuple[Path, ...]
     signature: tuple[Any, ...]
     contract: Contract
-    run: Runner
+    run: Sessions
     rows: int
     provider: str
-    threads: int
     placement: Mapping[str, int]
     unproven: str | None
     _source: ir.Model | None
@@ -92,7 +80,7 @@ def open_model(name: str, version: str, path: Path, settings: Settings) -> Model
     certified = certificate(source, str(path))
     declared = contract(source, name)
     on_cpu = named(settings.provider).on_cpu
-    session = _session(path, settings, declared)
+    sessions = open_sessions(path, settings, declared, total_bytes(source))
     if signature(files) != before:
         raise ModelError(f"{path}: changed while it was loaded; write it elsewhere and move it into place")
     wish = settings.max_batch if settings.max_batch is not None else 1 if on_cpu else GPU_BATCH
@@ -104,12 +92,11 @@ def open_model(name: str, version: str, path: Path, settings: Settings) -> Model
         files=files,
         signature=before,
         contract=declared,
-        run=Runner(session, bind=not on_cpu),
+        run=sessions,
         rows=wish if declared.has_rows else 1,
         provider=settings.provider,
-        threads=session.get_session_options().intra_op_num_threads,
-        placement=runtime.placement(session),
-        unproven=None if on_cpu else runtime.unproven(session, settings.provider),
+        placement=runtime.placement(sessions.main),
+        unproven=None if on_cpu else runtime.unproven(sessions.main, settings.provider),
         _source=source,
         properties={} if certified is None else {"certificate": certified},
     )
@@ -121,40 +108,6 @@ def open_model(name: str, version: str, path: Path, settings: Settings) -> Model
     return model
 
 
-def _session(path: Path, settings: Settings, declared: Contract) -> InferenceSession:
-    """Open it with as many threads as may be; with one, where a run is so short that to share it gains nothing.
-
-    That is seen where one row's size is known. A request more is then run beside it instead, which costs less.
-    """
-
-    def opened(threads: int) -> InferenceSession:
-        hosting = runtime.Hosting(_provider_options(settings), settings.custom_ops)
-        strict = settings.strict_device
-        return runtime.session(
-            path, settings.provider, optimize=True, threads=threads, strict=strict, gate=False, hosting=hosting
-        )
-
-    session, ports = opened(settings.threads or cores()), declared.inputs.values()
-    if settings.threads or cores() == 1 or not named(settings.provider).on_cpu or not all(p.is_plain for p in ports):
-        return session
-    random = np.random.default_rng(0)
-    feeds = {port.name: _sample(port, random) for port in ports}
-    if _seconds(session, feeds) < SHORT_S and _seconds(alone := opened(1), feeds) < SHORT_S:
-        return alone
-    return session
-
-
-def _seconds(session: InferenceSession, feeds: Mapping[str, Array]) -> float:
-    """The least that a run takes; infinite if it fails, which the warm-up tells of."""
-    run, times = Runner(session, bind=False), [inf]
-    with suppress(Refused):
-        for _ in range(_TRIES):
-            start = time.perf_counter()
-            run(feeds)
-            times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def warm_up(model: Model) -> str | None:
     """Run the model before anyone waits for it; return why its rows can't be batched, None if they can.
 
@@ -164,7 +117,7 @@ def warm_up(model: Model) -> str | None:
     """
     ports = model.contract.inputs.values()
     random = np.random.default_rng(0)
-    samples = [{port.name: _sample(port, random) for port in ports} for _ in range(3)]
+    samples = [{port.name: port.sample(random) for port in ports} for _ in range(3)]
     try:
         single = [model.run(feeds) for feeds in samples]
         mixed = _mixes_rows(model, samples, single) if model.rows > 1 else None
@@ -189,13 +142,6 @@ def _mixes_rows(model: Model, samples: list[dict[str, Array]], single: list[dict
     return None
 
 
-def _provider_options(settings: Settings) -> dict[str, str]:
-    options = dict(_ARENA.get(short(settings.provider), {}))
-    if options and settings.device_memory is not None:
-        options["gpu_mem_limit"] = str(settings.device_memory)
-    return options
-
-
 def _close(left: Array, right: Array) -> bool:
     if left.dtype.kind not in "fV":
         return bool(np.array_equal(left, right))
@@ -207,13 +153,3 @@ def _close(left: Array, right: Array) -> bool:
         return False
     scale = float(np.abs(b[finite]).max(initial=0.0))
     return bool(np.all(np.abs(a - b)[finite] <= bound * scale))
-
-
-def _sample(port: Port, random: np.random.Generator) -> Array:
-    shape = [size if isinstance(size, int) else 1 for size in port.shape or ()]
-    if port.datatype == TEXT:
-        return np.full(shape, "a", object)
-    dtype = DTYPES[port.datatype]
-    if dtype.kind in "fV":
-        return np.asarray(random.standard_normal(shape)).astype(dtype)
-    return random.integers(0, 2, shape).astype(dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from bnfold.errors import ModelError
 from bnfold.serve.core import Core
 from bnfold.serve.errors import Refused
-from bnfold.serve.model import Model, _seconds, open_model
+from bnfold.serve.model import Model
 from bnfold.serve.observe import Finished, Observer
 from bnfold.serve.request import Request, Tensor
 from bnfold.serve.settings import Settings
@@ -251,26 +250,3 @@ def test_one_broken_model_is_told_once_and_several_each(tmp_path: Path, caplog: 
 
     run(core, story())
     assert [record.fields["model"] for record in caplog.records if record.message == "not served"] == ["b"]  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(
-    ("name", "asked", "took", "expected"),
-    [("cnn", None, [0.001, 0.001], 1), ("cnn", 3, [], 3), ("cnn", None, [0.003], 4), ("cnn", None, [0.001, 0.003], 4),
-     ("pair", None, [], 4), ("slow", None, [], 4)],
-    ids=["short", "told", "long", "short with all", "rows of any length", "not only floats"],
-)  # fmt: skip
-def test_a_short_run_has_one_thread(
-    tmp_path: Path, name: str, asked: int | None, took: list[float], expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Timed with all of them, and if that is short, with one."""
-    monkeypatch.setattr("bnfold.serve.model.cores", lambda: 4)
-    monkeypatch.setattr("bnfold.serve.model._seconds", lambda session, feeds: took.pop(0))
-    model = open_model(name, "1", zoo.write(zoo.MODELS[name](), tmp_path / name), Settings(tmp_path, threads=asked))
-    assert model.threads == expected and not took
-
-
-def test_a_run_that_fails_is_not_short(tmp_path: Path) -> None:
-    path = zoo.write(zoo.MODELS["double"](), tmp_path / "double")
-    model = open_model("double", "1", path, Settings(tmp_path))
-    assert 0 < _seconds(model.run._session, {"x": X}) < 60
-    assert _seconds(model.run._session, {"x": X[0]}) == inf
