@@ -59,7 +59,10 @@ class Http:
 
 
 class Grpc:
-    """One unary call after the other over one HTTP/2 connection."""
+    """One unary call after the other over one HTTP/2 connection: of messages below 64 KiB, for it heeds no window.
+
+    A call counts as answered if it brought a message.
+    """
 
     def __init__(self, message: bytes, port: int) -> None:
         fields = {

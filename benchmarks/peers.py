@@ -117,7 +117,7 @@ def bare(path: str, http: int, grpc: int) -> None:
     session = onnxruntime.InferenceSession(path, options)
     shape = [size if isinstance(size, int) else 1 for size in session.get_inputs()[0].shape]
     size = 4 * int(np.prod(shape))
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
 
     def run(data: bytes) -> bytes:
         y = session.run(None, {"x": np.frombuffer(data[-size:], np.float32).reshape(shape)})[0]

@@ -14,5 +14,5 @@ if __name__ == "__main__":
     except BnfoldError as error:
         print(f"bnfold: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         code = error.exit_code
-    # All is closed, and Python would wait for the thread of a load or a run that does not end.
+    # All is closed, and Python would wait for the thread of a load that does not end.
     os._exit(code)

@@ -1,7 +1,7 @@
 """A version's queue: bounded, with deadlines and cancellation; several requests become one batch where that is on.
 
-Requests come and are answered on the event loop; the pool's threads run them. A thread that has run a batch takes the
-next by itself, for until the event loop came to give it one it would have nothing to do: so a lock guards the queue.
+Requests come and are answered on the event loop; worker threads run them. One that has run a batch takes the next by
+itself, for until the event loop came to give it one it would have nothing to do: so a lock guards the queue.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ class Batcher:
     stats: Stats
     finished: Callable[[Arrays, Arrays, Sequence[Job], Timings], None]
     _waiting: dict[Job, None] = field(default_factory=dict)
-    _started: deque[list[Job]] = field(default_factory=deque)
+    _given: deque[Job] = field(default_factory=deque)
     _running: int = 0
     _closed: bool = False
     _timer: asyncio.TimerHandle | None = None
     _alarm: asyncio.TimerHandle | None = None
-    _due_at: float = 0.0
+    _alarm_time: float = 0.0
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -85,7 +85,7 @@ class Batcher:
 
     @property
     def busy(self) -> int:
-        """Batches that run."""
+        """Threads that run its batches, or were sent for."""
         return self._running
 
     def submit(self, feeds: dict[str, Array], rows: int, timeout: float | None = None) -> Job:
@@ -97,7 +97,7 @@ class Batcher:
             job.shape = tuple((array.shape[1:]) for array in feeds.values())
         free = self._running < self.limits.concurrency and self.workers.idle
         if free and not self._waiting and self.limits.delay == 0:
-            self._started.append([job])
+            self._given.append(job)
             self._send_for_thread()
             return job
         job.wait = min(timeout or self.limits.timeout, self.limits.timeout)
@@ -127,10 +127,10 @@ class Batcher:
     def _alarm_at(self, deadline: float) -> None:
         """Look then for what has waited too long. One timer serves all, since nearly all are run long before."""
         if self._alarm is not None:
-            if self._due_at <= deadline:
+            if self._alarm_time <= deadline:
                 return
             self._alarm.cancel()
-        self._due_at, self._alarm = deadline, self._loop.call_at(deadline, self._expire)
+        self._alarm_time, self._alarm = deadline, self._loop.call_at(deadline, self._expire)
 
     def _expire(self) -> None:
         self._alarm, now = None, self._loop.time()
@@ -166,15 +166,17 @@ class Batcher:
         if self.limits.rows == 1:
             return len(self._waiting)
         with self._lock:
-            batches = list(self._batches())
-        due = 0
-        for jobs in batches:
-            left = self.limits.delay - (time.perf_counter_ns() - jobs[0].came) / 1e9
-            if left <= 0 or self._closed or sum(job.rows for job in jobs) >= self.limits.rows:
-                due += 1
-            elif self._timer is None:
-                self._timer = self._loop.call_later(left, self._overdue)
-        return due
+            left = [self._left(jobs) for jobs in self._batches()]
+        later = [seconds for seconds in left if seconds > 0]
+        if later and self._timer is None:
+            self._timer = self._loop.call_later(min(later), self._overdue)
+        return len(left) - len(later)
+
+    def _left(self, jobs: list[Job]) -> float:
+        """Seconds for which a batch may still wait for company."""
+        if self._closed or sum(job.rows for job in jobs) >= self.limits.rows:
+            return 0.0
+        return self.limits.delay - (time.perf_counter_ns() - jobs[0].came) / 1e9
 
     def _overdue(self) -> None:
         self._timer = None
@@ -198,11 +200,11 @@ class Batcher:
             waiting = others
 
     def _take(self) -> list[Job]:
-        """What was given to a thread that was free, else what waits; nothing if that has left."""
+        """What was given to a thread that was free, else what waits and is due; nothing if that has left."""
         with self._lock:
-            if self._started:
-                return self._started.popleft()
-            jobs = next(self._batches(), [])
+            if self._given:
+                return [self._given.popleft()]
+            jobs = next((jobs for jobs in self._batches() if self._left(jobs) <= 0), [])
             for job in jobs:
                 del self._waiting[job]
             return jobs
@@ -259,7 +261,7 @@ class Batch:
 
 
 def _work(run: Run, jobs: list[Job]) -> list[Batch]:
-    """Run the jobs as one batch; if that fails, each alone, so that a bad one fails alone. Runs in the pool."""
+    """Run the jobs as one batch; if that fails, each alone, so that a bad one fails alone. In a worker thread."""
     jobs = [job for job in jobs if not job.future.done()]  # cancelled since it was taken
     if not jobs:
         return []

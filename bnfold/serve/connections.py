@@ -29,9 +29,9 @@ class Joined:
 
     def write(self, data: bytes) -> None:
         """Send, after the head that is held; the head, which is what is written first, is held itself."""
-        if self._transport.is_closing():  # uvicorn tells only the last of a connection's requests
-            self._head = b""
-        elif self._head:
+        if self._transport.is_closing():
+            return  # uvicorn tells only the connection's last request that it is lost: an earlier one still writes
+        if self._head:
             head, self._head = self._head, b""
             self._transport.writelines((head, data))
         elif self._begun or data.startswith(b"HTTP/1.1 100 "):
@@ -59,6 +59,7 @@ class Guarded(HttpToolsProtocol):
     _on_leave: Callable[[], object] | None = None
     _timer: asyncio.TimerHandle | None = None
     _incomplete = True
+    _upgrades = False
     _received = _wire = 0
     _headers = 0
     _reader: asyncio.TimerHandle | None = None
@@ -129,8 +130,8 @@ class Guarded(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade() and self.parser.get_method() == b"POST":
             # The parser takes what follows for another protocol, so that the body would be lost.
-            self._refuse(501, "this speaks HTTP/1.1 and no other: send no Upgrade header (Java: version(HTTP_1_1))")
-            return
+            self._upgrades = True
+            raise ValueError("an upgrade is asked for")  # see `_count`
         super().on_headers_complete()
         self.cycle.transport = self._joined  # type: ignore[assignment]
 
@@ -150,7 +151,9 @@ class Guarded(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def send_400_response(self, msg: str) -> None:
-        if self._headers > HEADERS:
+        if self._upgrades:
+            self._refuse(501, "this speaks HTTP/1.1 and no other: send no Upgrade header (Java: version(HTTP_1_1))")
+        elif self._headers > HEADERS:
             self._refuse(431, f"the headers have more than {HEADERS} bytes")
         else:
             self._refuse(400, "this is not HTTP/1.1")

@@ -187,7 +187,7 @@ class Core:
             new = serve(model, stats, self._workers, self._limits, self.observers, self._guard)
             self._retire(versions.swap(new))
             self._tell(versions.current, current)
-            threads = f"{model.run.threads}" if model.run.alone is None else f"1-{model.run.threads}"
+            threads = f"{model.run.threads}" if model.run.single is None else f"1-{model.run.threads}"
             facts = {"provider": model.provider, "threads": threads, "sha256": model.digest[:12]}
             log.info("served", model=name, version=version, path=path, **facts)
 

@@ -35,7 +35,7 @@ _GONE = 499  # what nginx logs for it
 _OPEN = ("/v2/health/live", "/v2/health/ready")
 
 
-# What inference is asked at, but for its method.
+# What the first two of `_ROUTES` say.
 _INFER = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
 
 

@@ -36,6 +36,14 @@ def size(small: int, full: int) -> int:
     return full if SOAK else small
 
 
+def until(true: Callable[[], bool]) -> None:
+    """Wait for it; it must become true."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 @dataclass
 class Server:
     """A `bnfold serve` that runs, and what its log said."""

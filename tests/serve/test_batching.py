@@ -24,7 +24,7 @@ from bnfold.serve.settings import Settings
 from bnfold.serve.stats import Stats
 from bnfold.serve.workers import Workers
 from tests.serve import zoo
-from tests.serve.conftest import size
+from tests.serve.conftest import size, until
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -180,8 +180,7 @@ def test_what_comes_as_the_last_thread_leaves_is_run(workers: Workers) -> None:
 
     async def story(batcher: Batcher) -> None:
         first = batcher.submit(rows(1), 1)
-        while len(workers._idle) < 4:
-            time.sleep(0.001)
+        until(lambda: len(workers._idle) == 4)
         second = batcher.submit(rows(2), 1)
         assert second.queued and not first.future.done()
         assert (await second.future)["y"].item() == 4
@@ -254,6 +253,23 @@ def test_a_batch_waits_for_company_but_not_long(workers: Workers) -> None:
 
     run(machine, workers, Limits(64, 1, 8, 0.1), story)
     assert [len(feeds["x"]) for feeds in machine.ran] == [2, 1]
+
+
+def test_what_fills_no_batch_waits_while_others_go(workers: Workers) -> None:
+    """A full batch goes at once; what is left of it, and what is of another shape, keeps its delay."""
+    machine = Machine()
+
+    async def story(batcher: Batcher) -> None:
+        lone = batcher.submit({"x": np.ones((1, 2), np.float32)}, 1)
+        jobs = [batcher.submit(rows(k), 1) for k in range(5)]
+        await asyncio.gather(*(job.future for job in jobs[:4]))
+        assert [len(feeds["x"]) for feeds in machine.ran] == [4] and batcher.depth == 2
+        await asyncio.sleep(0.01)
+        assert batcher.busy == 0  # and no thread is sent for meanwhile
+        lone.future.cancel()
+        jobs[4].future.cancel()
+
+    run(machine, workers, Limits(64, 4, 4, 3600.0), story)
 
 
 def test_drained_means_answered(workers: Workers) -> None:

@@ -45,6 +45,7 @@ class Transport:
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
+        self.lost = False
 
     def write(self, data: bytes) -> None:
         self.sent.append(data)
@@ -55,29 +56,41 @@ class Transport:
     def close(self) -> None: ...
 
     def is_closing(self) -> bool:
-        return False
+        return self.lost
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+END = None  # of an answer
+
+
 @pytest.mark.parametrize(
     ("written", "sent"),
     [
-        ([HEAD, b"body"], [HEAD + b"body"]),
-        ([HEAD, b"bo", b"dy"], [HEAD + b"bo", b"dy"]),
-        ([CONTINUE, HEAD, b"body"], [CONTINUE, HEAD + b"body"]),
-        ([HEAD], [HEAD]),
-        ([HEAD, b""], [HEAD]),
+        ([HEAD, b"body", END], [HEAD + b"body"]),
+        ([HEAD, b"bo", b"dy", END], [HEAD + b"bo", b"dy"]),
+        ([CONTINUE, HEAD, b"body", END], [CONTINUE, HEAD + b"body"]),
+        ([HEAD, END], [HEAD]),
+        ([HEAD, b"", END], [HEAD]),
+        ([HEAD, b"a", END, HEAD, b"b", END], [HEAD + b"a", HEAD + b"b"]),
+        ([HEAD, HEAD, HEAD, END, HEAD, END], [HEAD + HEAD, HEAD, HEAD]),
     ],
-    ids=["one piece", "two pieces", "asked to go on", "no body", "an empty body"],
+    ids=["one piece", "two pieces", "asked to go on", "no body", "an empty body", "two answers", "heads as contents"],
 )
-def test_a_head_goes_out_with_its_body(written: list[bytes], sent: list[bytes]) -> None:
+def test_a_head_goes_out_with_its_body(written: list[bytes | None], sent: list[bytes]) -> None:
     transport = Transport()
     joined = Joined(transport)  # type: ignore[arg-type]
     for data in written:
-        joined.write(data)
+        if data is END:
+            joined.end()
+        else:
+            joined.write(data)
+    assert transport.sent == sent
+    transport.lost = True
+    joined.write(HEAD)
+    joined.write(b"body")
     joined.end()
     assert transport.sent == sent
 
@@ -105,7 +118,7 @@ def test_a_client_that_would_rather_speak_http_2_is_told(server: Server) -> None
     """Java's asks for it by itself; where there is no body, an answer over HTTP/1.1 is what it expects."""
     wish = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAA")
     found = talk(server, packet("POST", INFER, BODY, *wish))
-    assert found.startswith(b"HTTP/1.1 501 ") and b"send no Upgrade header" in found
+    assert found.startswith(b"HTTP/1.1 501 ") and b"send no Upgrade header" in found and b"400" not in found
     status, _, answer = server.call("GET", "/v2/health/live", headers={"Connection": "Upgrade", "Upgrade": "h2c"})
     assert (status, answer) == (200, b'{"live":true}')
 

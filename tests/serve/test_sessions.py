@@ -49,16 +49,16 @@ def test_a_row_is_timed_with_all_threads_and_with_one(
     monkeypatch.setattr(sessions, "cores", lambda: 4)
     monkeypatch.setattr(sessions, "seconds", lambda run, feeds: took.pop(0))
     found = opened(tmp_path, name, threads=asked).run
-    assert (threads(found.run), threads(found.alone), found.threads, took) == (main, alone, main, [])
+    assert (threads(found.shared), threads(found.single), found.threads, took) == (main, alone, main, [])
     if alone:
-        assert found.few == pytest.approx(4)
+        assert found.most == pytest.approx(4)
 
 
 def test_large_weights_are_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "cores", lambda: 4)
-    assert opened(tmp_path, "cnn").run.alone is not None
+    assert opened(tmp_path, "cnn").run.single is not None
     monkeypatch.setattr(sessions, "TWICE", 100)
-    assert opened(tmp_path, "cnn").run.alone is None
+    assert opened(tmp_path, "cnn").run.single is None
 
 
 class Told:
@@ -89,14 +89,23 @@ def test_few_rows_go_to_one_thread_and_many_to_all() -> None:
 def test_both_answer_alike_and_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "cores", lambda: 2)
     run = opened(tmp_path, "double").run
-    assert run.alone is not None
+    assert run.single is not None
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    for way in (run, run.run, run.alone):
+    for way in (run, run.shared, run.single):
         np.testing.assert_array_equal(way({"x": x})["y"], 2 * x)
     run.stop()
-    for way in (run.run, run.alone):
+    for way in (run.shared, run.single):
         with pytest.raises(Refused, match="going down"):
             way({"x": x})
+
+
+@pytest.mark.parametrize(("short", "times"), [(0.0, 1), (60.0, 5)])
+def test_what_is_long_is_timed_once(short: float, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load must not wait for the fifth run of a model that takes seconds."""
+    monkeypatch.setattr(sessions, "SHORT", short)
+    run = Told()
+    sessions.seconds(run, {"x": [1]})  # type: ignore[arg-type]
+    assert len(run.rows) == times
 
 
 def test_a_run_that_fails_is_not_short(tmp_path: Path) -> None:

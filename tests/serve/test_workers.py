@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 import weakref
 
 from bnfold.serve.workers import Workers
+from tests.serve.conftest import until
 
 
 def test_tasks_are_done_in_order_and_before_the_end() -> None:
+    before = set(threading.enumerate())
     workers, done, over = Workers(1), list[int](), threading.Event()
     for number in range(100):
         workers.submit(lambda number=number: done.append(number))
     workers.close()
     workers.submit(over.set)  # nobody is there to do it
-    for thread in threading.enumerate():
-        if thread.name == "infer_0":
-            thread.join(30)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive()
     assert done == list(range(100)) and not over.is_set() and workers.wanted
 
 
@@ -27,8 +28,7 @@ def test_each_thread_does_a_task_of_its_own() -> None:
     workers, meeting, fourth = Workers(3), threading.Barrier(4), threading.Event()
     for _ in range(3):
         workers.submit(lambda: meeting.wait(30))
-    while meeting.n_waiting < 3:
-        time.sleep(0.001)
+    until(lambda: meeting.n_waiting == 3)
     workers.submit(fourth.set)
     assert workers.wanted and not fourth.is_set()
     meeting.wait(30)
@@ -44,13 +44,12 @@ def test_a_thread_at_rest_holds_nothing() -> None:
             pass
 
     workers = Workers(2)
-    for late in (False, True):  # while all rest, and again
+    for late in (False, True):  # as the threads start, and once all rest
         task = Large()
         seen = weakref.ref(task)
         workers.submit(task)
         del task
-        while len(workers._idle) < 2:
-            time.sleep(0.001)
+        until(lambda: len(workers._idle) == 2)
         gc.collect()
         assert seen() is None, late
     workers.close()
