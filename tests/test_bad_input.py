@@ -202,7 +202,7 @@ USAGE = [
     (("verify", "%G", "--torch"), "CANDIDATE"),
     (("verify", "%G", "%G", "--weights", "w.pt"), "--torch"),
     (("verify", "%G", "%G", "--level", "highest"), "deployed"),
-    (("bench",), "MODELS"),
+    (("bench",), "MODEL"),
     (("optimize", "%G"), "--output"),
     (("optimize", "%G", "-o", ""), "give the path of a file"),
     (("verify", "%G", "%G", "--nosuch"), "--nosuch"),
