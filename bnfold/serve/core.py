@@ -184,7 +184,7 @@ class Core:
                 versions.fail("the load was cut off; the log may say why")
                 raise
             stats = versions.stats.setdefault(version, Stats())
-            new = serve(model, stats, self._workers, self._limits, self.observers, self._guard)
+            new = serve(model, stats, self._workers, self._limits, self.observers, self.guard)
             self._retire(versions.swap(new))
             self._tell(versions.current, current)
             threads = f"{model.run.threads}" if model.run.single is None else f"1-{model.run.threads}"
@@ -254,11 +254,11 @@ class Core:
     def _tell(self, new: Serving | None, old: Serving | None) -> None:
         for observer in self.observers:
             if old is not None:
-                self._guard(lambda observer=observer: observer.retired(old.model))  # type: ignore[misc]
+                self.guard(lambda observer=observer: observer.retired(old.model))  # type: ignore[misc]
             if new is not None:
-                self._guard(lambda observer=observer: observer.serving(new.model))  # type: ignore[misc]
+                self.guard(lambda observer=observer: observer.serving(new.model))  # type: ignore[misc]
 
-    def _guard(self, call: Callable[[], object]) -> None:
+    def guard(self, call: Callable[[], object]) -> None:
         """An observer that fails is told of in the log, and hurts nobody."""
         try:
             call()
